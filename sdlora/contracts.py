@@ -1,0 +1,181 @@
+"""What every plug-in provides, and the values that pass between the parts.
+
+Shapes: B batch, C latent channels, H W pixels, h w latents, E text encoders, L tokens, D width, P pooled
+width, r rank, O I features of a layer.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sdlora.noise import NoiseProcess
+
+
+class Layer(NamedTuple):
+    """The address of a layer: component (`unet`, `text_encoder`, `text_encoder_2`) and module path in it."""
+
+    component: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Prompts as token ids [B,E,L] with a multiplier per token [B,E,L] (None: all 1). L is 77 a chunk."""
+
+    ids: Tensor
+    weights: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the UNet is told: token states [B,L,D]; for SDXL also pooled [B,P] and size ids [B,6] in pixels."""
+
+    states: Tensor
+    pooled: Tensor | None = None
+    sizes: Tensor | None = None
+
+    def map(self, change: Any) -> "Conditioning":  # Any: a function Tensor -> Tensor
+        """The same with `change` applied to every tensor."""
+        return replace(self, **{k: None if v is None else change(v) for k, v in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class LatentFormat:
+    """How pixels [B,3,H,W] in [-1,1] become latents [B,channels,H/factor,W/factor] of about unit variance.
+
+    latents = (vae output - shift) * scale. `preview` [channels,3] maps latents to approximate RGB in [-1,1].
+    """
+
+    channels: int
+    factor: int
+    scale: float
+    shift: float
+    preview: tuple[tuple[float, float, float], ...]
+
+
+class Family(Protocol):
+    """One loaded base model. Everything above this asks a family, never diffusers or transformers."""
+
+    name: ClassVar[str]  # "sd1", "sdxl"; what files and messages call it
+    title: ClassVar[str]  # "Stable Diffusion 1.x"
+    file_prefixes: ClassVar[Mapping[str, str]]  # component -> prefix of kohya keys, e.g. {"unet": "lora_unet"}
+    presets: ClassVar[Mapping[str, tuple[str, ...]]]  # "attention" -> regular expressions of module paths
+
+    source: Path  # folder or file that it was loaded from
+    hash: str  # SHA-256 of the weights that matter for caches and metadata
+    native_size: int  # pixels; the side it was trained at
+    latent: LatentFormat
+    noise: NoiseProcess
+    components: Mapping[str, nn.Module]  # where adapters may sit: "unet", "text_encoder"[, "text_encoder_2"]
+    device: torch.device
+    dtype: torch.dtype  # of computation in the UNet
+
+    def tokenize(self, prompts: Sequence[str], *, weighted: bool = False) -> Tokens:
+        """Ids on the CPU. With `weighted`, `(word:1.2)`, `[word]` and `BREAK` are understood; chunks are equal in number."""
+        ...
+
+    def encode_text(self, tokens: Tokens, *, clip_skip: int = 1) -> Conditioning:
+        """Conditioning of tokens that lie on the device; differentiable, no branch on values."""
+        ...
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Pixels [B,3,H,W] in [-1,1] -> latents [B,C,h,w] in fp32 (the mean of the VAE's distribution). Finite or ModelError."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B,C,h,w] -> pixels [B,3,H,W] in [-1,1], fp32, finite."""
+        ...
+
+    def predict(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        """The UNet's raw output (epsilon or v) for noisy latents [B,C,h,w] at timesteps [B] in [0,1000); differentiable."""
+        ...
+
+    def sizes(self, original: Sequence[tuple[int, int]], crops: Sequence[tuple[int, int]],
+              target: Sequence[tuple[int, int]]) -> Tensor | None:
+        """SDXL's size ids [B,6] for (height, width), (top, left), (height, width) in pixels; None where a family has none."""
+        ...
+
+
+class Adapter(nn.Module):
+    """The change of one layer, as trainable tensors or as read from a file.
+
+    Subclasses live in `sdlora.adapters`, one kind a file, and register with KINDS (to be read) and, with
+    their option tree, SPECS (to be trained).
+    """
+
+    kind: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]]  # tensor names in a file after the module's key, e.g. "lora_down.weight"
+
+    @classmethod
+    def create(cls, layer: nn.Module, spec: Any, generator: torch.Generator) -> "Adapter":  # Any: the kind's option tree
+        """A new adapter of `layer`, fp32 on its device, that changes nothing. `generator` is on the CPU."""
+        raise NotImplementedError
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, Tensor], layer: nn.Module) -> "Adapter":
+        """The adapter held by `tensors` (suffix -> tensor). Raises AdapterError if shapes do not fit `layer`."""
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Suffix -> tensor as a file holds them."""
+        raise NotImplementedError
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """The change of `weight` (the layer's own, e.g. [O,I] or [O,I,k,k]) at multiplier 1, in fp32."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, layer: nn.Module) -> Tensor:
+        """The change of `layer(x)` at multiplier 1."""
+        raise NotImplementedError
+
+
+class Step(NamedTuple):
+    """One micro-batch as static tensors on the device: all randomness was drawn before.
+
+    latents, noise [B,C,h,w] fp32; timesteps [B] int64; tokens [B,E,L] int64 (text encoder trained) or
+    conditioning (cached); sizes [B,6] | None; weight [B] (loss weight of each sample);
+    mask [B,1,h,w] | None (loss weight of each place).
+    """
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    tokens: Tensor | None
+    conditioning: Conditioning | None
+    sizes: Tensor | None
+    weight: Tensor
+    mask: Tensor | None
+
+
+class Objective(Protocol):
+    """An option tree of `sdlora.objectives`; frozen dataclass with the class variable `kind`."""
+
+    kind: ClassVar[str]
+
+    def loss(self, family: Family, step: Step) -> Tensor:
+        """Loss of each sample [B], weighted; no Python branch on tensor values, no host copy."""
+        ...
+
+    def timesteps(self, generator: torch.Generator, count: int) -> Tensor:
+        """Timesteps [count], int64, in [0, 1000), on the CPU."""
+        ...
+
+    def shape_noise(self, noise: Tensor, generator: torch.Generator) -> Tensor:
+        """The noise to add in place of white `noise` [C,h,w] (noise offset and the like), on the CPU."""
+        ...
+
+
+class OptimizerSpec(Protocol):
+    """An option tree of `sdlora.optimizers`; frozen dataclass with the class variable `kind`."""
+
+    kind: ClassVar[str]
+    lr: float  # peak learning rate of UNet adapters
+    text_lr: float  # peak learning rate of text-encoder adapters
+
+    def build(self, groups: Iterable[dict[str, Any]], *, device: torch.device) -> torch.optim.Optimizer:  # Any: torch's own form
+        """The optimizer of parameter groups `{"params": ..., "lr": ..., "name": ...}`, capturable on CUDA."""
+        ...

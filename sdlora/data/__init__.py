@@ -1,0 +1,1 @@
+"""Images and captions: found, judged, bucketed, cached and put into batches."""

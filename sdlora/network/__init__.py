@@ -1,0 +1,1 @@
+"""Adapters on a model: files, attaching, stacks, merging."""

@@ -1,0 +1,66 @@
+"""The forward noise process of a base model: how much signal and noise there is at a timestep.
+
+    noisy_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) noise        SNR(t) = abar_t / (1 - abar_t)
+
+DDPM (Ho et al. 2020), sec. 2; v-prediction: Salimans & Ho 2022, app. D; zero-terminal SNR: Lin et al. 2023, alg. 1.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sdlora.errors import ModelError
+
+Prediction = Literal["epsilon", "v_prediction"]
+
+
+@dataclass(frozen=True)
+class NoiseProcess:
+    """`alphas_bar` [T] fp32 on the CPU, falling; `prediction` says what the UNet's output means."""
+
+    alphas_bar: Tensor
+    prediction: Prediction
+
+    @classmethod
+    def scaled_linear(
+        cls, prediction: Prediction = "epsilon", *, zero_terminal_snr: bool = False,
+        start: float = 0.00085, end: float = 0.012, steps: int = 1000,
+    ) -> "NoiseProcess":
+        """Stable Diffusion's schedule. Raises ModelError for epsilon with zero-terminal SNR (its weight is 0/0)."""
+        betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+        alphas_bar = torch.cumprod(1 - betas, dim=0)
+        if zero_terminal_snr:
+            if prediction == "epsilon":
+                raise ModelError("Epsilon prediction cannot be combined with zero-terminal SNR.",
+                                 "Choose v-prediction, or switch zero-terminal SNR off.")
+            root = alphas_bar.sqrt()
+            alphas_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+        return cls(alphas_bar.float(), prediction)
+
+    @property
+    def zero_terminal(self) -> bool:
+        """Whether the last timestep is pure noise."""
+        return bool(self.alphas_bar[-1] == 0)
+
+    def snr(self, timesteps: Tensor) -> Tensor:
+        """SNR at timesteps [B] -> [B] on their device."""
+        alphas = self.alphas_bar.to(timesteps.device)[timesteps]
+        return alphas / (1 - alphas)
+
+    def add(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Noisy latents [B,C,h,w] at timesteps [B]."""
+        signal, sigma = self._roots(timesteps, latents.ndim)
+        return signal * latents + sigma * noise
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the UNet should put out: the noise, or v = sqrt(abar) noise - sqrt(1 - abar) latents."""
+        if self.prediction == "epsilon":
+            return noise
+        signal, sigma = self._roots(timesteps, latents.ndim)
+        return signal * noise - sigma * latents
+
+    def _roots(self, timesteps: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
+        alphas = self.alphas_bar.to(timesteps.device)[timesteps].view(-1, *[1] * (ndim - 1))
+        return alphas.sqrt(), (1 - alphas).sqrt()

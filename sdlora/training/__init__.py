@@ -1,0 +1,1 @@
+"""From a configuration to an adapter file, in a run folder."""

@@ -1,0 +1,1 @@
+"""The web page. Knows gradio and sdlora.service, and no torch."""

@@ -1,4 +1,7 @@
-"""Everything a run is told, as one option tree. Declarations only: what an option does is written where it is used."""
+"""Everything a run is told, as one option tree.
+
+Declarations only: what an option does is written where it is used.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,32 +17,75 @@ from sdlora.options import choice, option, section
 class BaseSpec:
     """The frozen model that is taught."""
 
-    model: str = option("builtin", "The base: `builtin`, a folder, a .safetensors file or a Hub id", label="Base model", level="basic")
-    family: str = option("auto", "The base's family; `auto` detects it from the weights", choices=("auto", *FAMILIES.names()))
-    prediction: str = option("auto", "What the UNet predicts; `auto` detects it", choices=("auto", "epsilon", "v_prediction"))
-    clip_skip: int = option(1, "Take the text encoder's n-th layer from the end", low=1, high=12, unit="layers")
+    model: str = option(
+        "builtin",
+        "The base: `builtin`, a folder, a .safetensors file or a Hub id",
+        label="Base model",
+        level="basic",
+    )
+    family: str = option(
+        "auto", "The base's family; `auto` detects it from the weights", choices=("auto", *FAMILIES.names())
+    )
+    prediction: str = option(
+        "auto", "What the UNet predicts; `auto` detects it", choices=("auto", "epsilon", "v_prediction")
+    )
+    clip_skip: int = option(
+        1, "Take the text encoder's n-th layer from the end", low=1, high=12, unit="layers"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionSpec:
     """What is made of an image's caption at a step."""
 
-    trigger: str = option("", "A word that calls the adapter up; put before every caption that lacks it", label="Trigger word", level="basic")
-    dropout: float = option(0.05, "How often a caption is replaced by the empty one", low=0, high=1, unit="fraction of samples")
+    trigger: str = option(
+        "",
+        "A word that calls the adapter up; put before every caption that lacks it",
+        label="Trigger word",
+        level="basic",
+    )
+    dropout: float = option(
+        0.05, "How often a caption is replaced by the empty one", low=0, high=1, unit="fraction of samples"
+    )
     shuffle: bool = option(False, "Shuffle the comma-separated tags of a caption")
-    keep_tokens: int = option(1, "Tags at the front that are never shuffled or dropped", low=0, high=255, unit="tags")
-    tag_dropout: float = option(0.0, "How often a single tag is left out", low=0, high=1, unit="fraction of tags")
+    keep_tokens: int = option(
+        1, "Tags at the front that are never shuffled or dropped", low=0, high=255, unit="tags"
+    )
+    tag_dropout: float = option(
+        0.0, "How often a single tag is left out", low=0, high=1, unit="fraction of tags"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
     """The images."""
 
-    folder: str = option("", "The folder of images and captions", label="Dataset", level="basic", resumable=True)
-    resolution: int = option(0, "Side of a square of the area that images are resized to; 0 is the base's own", low=0, high=4096, unit="pixels")
-    bucket_step: int = option(64, "Sides of the buckets are multiples of this (at most an eighth of the resolution is used)", low=8, high=256, unit="pixels")
-    max_aspect: float = option(2.0, "Longest side over shortest side of the most oblong bucket", low=1, high=8)
-    repeats: int = option(1, "How often an image is used in one pass; multiplied with a `10_name` folder's number", low=1, high=10000)
+    folder: str = option(
+        "", "The folder of images and captions", label="Dataset", level="basic", resumable=True
+    )
+    resolution: int = option(
+        0,
+        "Side of a square of the area that images are resized to; 0 is the base's own",
+        low=0,
+        high=4096,
+        unit="pixels",
+    )
+    bucket_step: int = option(
+        64,
+        "Sides of the buckets are multiples of this (at most an eighth of the resolution is used)",
+        low=8,
+        high=256,
+        unit="pixels",
+    )
+    max_aspect: float = option(
+        2.0, "Longest side over shortest side of the most oblong bucket", low=1, high=8
+    )
+    repeats: int = option(
+        1,
+        "How often an image is used in one pass; multiplied with a `10_name` folder's number",
+        low=1,
+        high=10000,
+    )
     flip: bool = option(False, "Mirror images at random; not for subjects with a left and a right side")
     captions: CaptionSpec = section(CaptionSpec)
 
@@ -48,8 +94,16 @@ class DataSpec:
 class ScheduleSpec:
     """The learning rate over the run, as a fraction of its peak."""
 
-    shape: str = option("cosine", "How the learning rate falls after the warm-up", choices=("constant", "cosine", "linear"))
-    warmup: float = option(0.05, "Part of the run over which the learning rate rises from zero", low=0, high=1, unit="fraction of steps")
+    shape: str = option(
+        "cosine", "How the learning rate falls after the warm-up", choices=("constant", "cosine", "linear")
+    )
+    warmup: float = option(
+        0.05,
+        "Part of the run over which the learning rate rises from zero",
+        low=0,
+        high=1,
+        unit="fraction of steps",
+    )
     floor: float = option(0.0, "The learning rate at the end, as a fraction of the peak", low=0, high=1)
 
 
@@ -57,17 +111,34 @@ class ScheduleSpec:
 class LoopSpec:
     """The loop over optimizer steps."""
 
-    steps: int = option(1000, "Optimizer steps", low=1, high=10_000_000, unit="steps", level="basic", resumable=True)
+    steps: int = option(
+        1000, "Optimizer steps", low=1, high=10_000_000, unit="steps", level="basic", resumable=True
+    )
     batch_size: int = option(2, "Images a micro-batch", low=1, high=1024, unit="images", level="basic")
     accumulate: int = option(1, "Micro-batches that make one optimizer step", low=1, high=1024)
     clip: float = option(1.0, "Largest norm of the gradient; 0 is no limit", low=0)
-    ema: float = option(0.0, "Decay of the moving average of the adapter that is saved; 0 saves the adapter itself", low=0, high=0.99999)
+    ema: float = option(
+        0.0,
+        "Decay of the moving average of the adapter that is saved; 0 saves the adapter itself",
+        low=0,
+        high=0.99999,
+    )
     seed: int = option(0, "All randomness follows from it", low=0, high=2**32 - 1)
-    precision: str = option("auto", "Number format of the base; `auto` is bf16 where the GPU has it, else fp16, and fp32 on the CPU", choices=("auto", "fp32", "bf16", "fp16"))
+    precision: str = option(
+        "auto",
+        "Number format of the base; `auto` is bf16 where the GPU has it, else fp16, and fp32 on the CPU",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
     device: str = option("auto", "Where to train: auto, cpu, cuda, cuda:1, mps", resumable=True)
     deterministic: bool = option(True, "Only kernels that give the same bits every time", resumable=False)
-    checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, slower", label="Gradient checkpointing")
-    save_every: int = option(0, "Steps between checkpoints; 0 is a tenth of the run", low=0, unit="steps", resumable=True)
+    checkpointing: bool = option(
+        False,
+        "Recompute activations in the backward pass: less memory, slower",
+        label="Gradient checkpointing",
+    )
+    save_every: int = option(
+        0, "Steps between checkpoints; 0 is a tenth of the run", low=0, unit="steps", resumable=True
+    )
     keep: int = option(3, "Checkpoints kept, besides the last; 0 keeps all", low=0, resumable=True)
 
 
@@ -75,22 +146,42 @@ class LoopSpec:
 class PreviewSpec:
     """Pictures made during the run, always with the same seeds."""
 
-    prompts: tuple[str, ...] = option((), "What to draw, one prompt a line; empty takes three captions of the dataset", level="basic", resumable=True)
+    prompts: tuple[str, ...] = option(
+        (),
+        "What to draw, one prompt a line; empty takes three captions of the dataset",
+        level="basic",
+        resumable=True,
+    )
     negative: str = option("", "What not to draw", resumable=True)
-    every: int = option(0, "Steps between previews; 0 is a tenth of the run, -1 is never", low=-1, unit="steps", resumable=True)
+    every: int = option(
+        0,
+        "Steps between previews; 0 is a tenth of the run, -1 is never",
+        low=-1,
+        unit="steps",
+        resumable=True,
+    )
     steps: int = option(20, "Sampling steps of a preview", low=1, high=200, resumable=True)
     guidance: float = option(5.0, "How closely a preview follows its prompt", low=1, high=30, resumable=True)
-    seed: int = option(1, "Seed of the first preview; the next ones count up", low=0, high=2**32 - 1, resumable=True)
+    seed: int = option(
+        1, "Seed of the first preview; the next ones count up", low=0, high=2**32 - 1, resumable=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputSpec:
     """The file that comes out and what it says of itself."""
 
-    name: str = option("my-adapter", "The adapter's name; its file is NAME.safetensors", level="basic", resumable=True)
+    name: str = option(
+        "my-adapter", "The adapter's name; its file is NAME.safetensors", level="basic", resumable=True
+    )
     subject: str = option("style", "What is taught", choices=("style", "character", "object"), level="basic")
     dtype: str = option("fp16", "Number format of the file", choices=("fp16", "bf16", "fp32"), resumable=True)
-    format: str = option("kohya", "Names of the tensors: `kohya` is read by every tool", choices=("kohya", "peft"), resumable=True)
+    format: str = option(
+        "kohya",
+        "Names of the tensors: `kohya` is read by every tool",
+        choices=("kohya", "peft"),
+        resumable=True,
+    )
     author: str = option("", "Written into the file", resumable=True)
     description: str = option("", "Written into the file", resumable=True)
     license: str = option("", "Written into the file", resumable=True)
@@ -102,7 +193,9 @@ class TrainConfig:
 
     base: BaseSpec = section(BaseSpec)
     data: DataSpec = section(DataSpec)
-    adapter: Any = choice(SPECS, "lora", "The kind of adapter", label="Method")  # Any: the option tree of the chosen plug-in
+    adapter: Any = choice(
+        SPECS, "lora", "The kind of adapter", label="Method"
+    )  # Any: the option tree of the chosen plug-in
     objective: Any = choice(OBJECTIVES, "denoising", "What is minimised")  # Any: as above
     optimizer: Any = choice(OPTIMIZERS, "adamw", "How the weights are moved")  # Any: as above
     schedule: ScheduleSpec = section(ScheduleSpec)

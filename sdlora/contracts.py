@@ -4,8 +4,8 @@ Shapes: B batch, C latent channels, H W pixels, h w latents, E text encoders, L 
 width, r rank, O I features of a layer.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -16,7 +16,7 @@ from sdlora.noise import NoiseProcess
 
 
 class Layer(NamedTuple):
-    """The address of a layer: component (`unet`, `text_encoder`, `text_encoder_2`) and module path in it."""
+    """A layer: its component (`unet`, `text_encoder`, `text_encoder_2`) and module path in it."""
 
     component: str
     path: str
@@ -32,15 +32,16 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the UNet is told: token states [B,L,D]; for SDXL also pooled [B,P] and size ids [B,6] in pixels."""
+    """What the UNet is told: token states [B,L,D]; SDXL: also pooled [B,P], size ids [B,6] in pixels."""
 
     states: Tensor
     pooled: Tensor | None = None
     sizes: Tensor | None = None
 
-    def map(self, change: Any) -> "Conditioning":  # Any: a function Tensor -> Tensor
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
         """The same with `change` applied to every tensor."""
-        return replace(self, **{k: None if v is None else change(v) for k, v in vars(self).items()})
+        parts = (None if part is None else change(part) for part in (self.pooled, self.sizes))
+        return Conditioning(change(self.states), *parts)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ class Family(Protocol):
 
     name: ClassVar[str]  # "sd1", "sdxl"; what files and messages call it
     title: ClassVar[str]  # "Stable Diffusion 1.x"
-    file_prefixes: ClassVar[Mapping[str, str]]  # component -> prefix of kohya keys, e.g. {"unet": "lora_unet"}
+    file_prefixes: ClassVar[
+        Mapping[str, str]
+    ]  # component -> prefix of kohya keys, e.g. {"unet": "lora_unet"}
     presets: ClassVar[Mapping[str, tuple[str, ...]]]  # "attention" -> regular expressions of module paths
 
     source: Path  # folder or file that it was loaded from
@@ -75,7 +78,10 @@ class Family(Protocol):
     dtype: torch.dtype  # of computation in the UNet
 
     def tokenize(self, prompts: Sequence[str], *, weighted: bool = False) -> Tokens:
-        """Ids on the CPU. With `weighted`, `(word:1.2)`, `[word]` and `BREAK` are understood; chunks are equal in number."""
+        """Ids on the CPU, all of one length.
+
+        With `weighted`, `(word:1.2)`, `[word]` and `BREAK` are understood.
+        """
         ...
 
     def encode_text(self, tokens: Tokens, *, clip_skip: int = 1) -> Conditioning:
@@ -83,7 +89,10 @@ class Family(Protocol):
         ...
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Pixels [B,3,H,W] in [-1,1] -> latents [B,C,h,w] in fp32 (the mean of the VAE's distribution). Finite or ModelError."""
+        """Pixels [B,3,H,W] in [-1,1] -> latents [B,C,h,w], fp32: the mean of the VAE's distribution.
+
+        Raises ModelError when a latent is not finite.
+        """
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -91,12 +100,22 @@ class Family(Protocol):
         ...
 
     def predict(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        """The UNet's raw output (epsilon or v) for noisy latents [B,C,h,w] at timesteps [B] in [0,1000); differentiable."""
+        """The UNet's raw output (epsilon or v) for noisy latents [B,C,h,w] at timesteps [B] in [0,1000).
+
+        Differentiable.
+        """
         ...
 
-    def sizes(self, original: Sequence[tuple[int, int]], crops: Sequence[tuple[int, int]],
-              target: Sequence[tuple[int, int]]) -> Tensor | None:
-        """SDXL's size ids [B,6] for (height, width), (top, left), (height, width) in pixels; None where a family has none."""
+    def sizes(
+        self,
+        original: Sequence[tuple[int, int]],
+        crops: Sequence[tuple[int, int]],
+        target: Sequence[tuple[int, int]],
+    ) -> Tensor | None:
+        """SDXL's size ids [B,6] from (height, width), (top, left), (height, width) in pixels.
+
+        None where a family has none.
+        """
         ...
 
 
@@ -108,16 +127,25 @@ class Adapter(nn.Module):
     """
 
     kind: ClassVar[str]
-    suffixes: ClassVar[tuple[str, ...]]  # tensor names in a file after the module's key, e.g. "lora_down.weight"
+    # tensor names in a file after the module's key, e.g. "lora_down.weight"
+    suffixes: ClassVar[tuple[str, ...]]
 
     @classmethod
-    def create(cls, layer: nn.Module, spec: Any, generator: torch.Generator) -> "Adapter":  # Any: the kind's option tree
+    def create(
+        cls,
+        layer: nn.Module,
+        spec: Any,  # Any: the kind's option tree
+        generator: torch.Generator,
+    ) -> "Adapter":
         """A new adapter of `layer`, fp32 on its device, that changes nothing. `generator` is on the CPU."""
         raise NotImplementedError
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], layer: nn.Module) -> "Adapter":
-        """The adapter held by `tensors` (suffix -> tensor). Raises AdapterError if shapes do not fit `layer`."""
+        """The adapter held by `tensors` (suffix -> tensor).
+
+        Raises AdapterError if shapes do not fit `layer`.
+        """
         raise NotImplementedError
 
     def tensors(self) -> dict[str, Tensor]:
@@ -176,6 +204,8 @@ class OptimizerSpec(Protocol):
     lr: float  # peak learning rate of UNet adapters
     text_lr: float  # peak learning rate of text-encoder adapters
 
-    def build(self, groups: Iterable[dict[str, Any]], *, device: torch.device) -> torch.optim.Optimizer:  # Any: torch's own form
+    def build(
+        self, groups: Iterable[dict[str, Any]], *, device: torch.device
+    ) -> torch.optim.Optimizer:  # Any: torch's own form
         """The optimizer of parameter groups `{"params": ..., "lr": ..., "name": ...}`, capturable on CUDA."""
         ...

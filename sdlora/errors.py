@@ -1,16 +1,16 @@
 """Every error a person can meet, as one tree.
 
-    SdloraError            one sentence (what, where) and a hint (what to do)
-    |-- UserError          the person can mend it; exit code 2
-    |   |-- ConfigError    an option is unknown, of the wrong type or out of range
-    |   |-- DatasetError   images or captions cannot be used
-    |   |-- ModelError     a base model is missing, damaged or of no known family
-    |   |-- AdapterError   an adapter file cannot be read, or matches nothing
-    |   |-- RunError       a run folder is busy, damaged or of another configuration
-    |   `-- DeviceBusy     another process of ours holds the device
-    |-- OutOfMemory        the device's memory did not suffice; the hint says what would fit
-    |-- StorageError       a file could not be written (disk full, read-only folder)
-    `-- Cancelled          the person asked to stop; never shown as a failure
+SdloraError            one sentence (what, where) and a hint (what to do)
+|-- UserError          the person can mend it; exit code 2
+|   |-- ConfigError    an option is unknown, of the wrong type or out of range
+|   |-- DatasetError   images or captions cannot be used
+|   |-- ModelError     a base model is missing, damaged or of no known family
+|   |-- AdapterError   an adapter file cannot be read, or matches nothing
+|   |-- RunError       a run folder is busy, damaged or of another configuration
+|   `-- DeviceBusy     another process of ours holds the device
+|-- OutOfMemory        the device's memory did not suffice; the hint says what would fit
+|-- StorageError       a file could not be written (disk full, read-only folder)
+`-- Cancelled          the person asked to stop; never shown as a failure
 """
 
 

@@ -96,14 +96,16 @@ class RunEnded:
 
 Event: TypeAlias = RunStarted | Phase | StepDone | PreviewSaved | CheckpointSaved | Notice | RunEnded
 _TYPES: dict[str, type[Event]] = {
-    cls.__name__: cls for cls in (RunStarted, Phase, StepDone, PreviewSaved, CheckpointSaved, Notice, RunEnded)
+    cls.__name__: cls
+    for cls in (RunStarted, Phase, StepDone, PreviewSaved, CheckpointSaved, Notice, RunEnded)
 }
 
 
 def append(path: Path, events: Iterable[Event]) -> None:
     """The events stand at the end of `path`, whole lines, handed to the system. Raises StorageError."""
     lines = "".join(
-        json.dumps({"type": type(event).__name__, **dataclasses.asdict(event)}, ensure_ascii=False) + "\n" for event in events
+        json.dumps({"type": type(event).__name__, **dataclasses.asdict(event)}, ensure_ascii=False) + "\n"
+        for event in events
     )
     try:
         with path.open("ab") as file:
@@ -113,7 +115,10 @@ def append(path: Path, events: Iterable[Event]) -> None:
 
 
 def read(path: Path, offset: int = 0) -> tuple[list[Event], int]:
-    """The events after byte `offset`, and the offset to go on from. Unknown types (of a newer version) are left out."""
+    """The events after byte `offset`, and the offset to go on from.
+
+    Events of types that this version does not know are left out.
+    """
     if not path.exists():
         return [], 0
     with path.open("rb") as file:

@@ -51,10 +51,17 @@ def flush(path: Path) -> None:
 
 def storage_error(path: Path, error: OSError) -> StorageError:
     """The sentence for a failed write: what could not be written, where, and why."""
-    reasons = {28: "the disk is full", 122: "the disk quota is used up", 13: "the folder is not writable",
-               30: "the disk is read-only", 1: "the folder is not writable"}
+    reasons = {
+        28: "the disk is full",
+        122: "the disk quota is used up",
+        13: "the folder is not writable",
+        30: "the disk is read-only",
+        1: "the folder is not writable",
+    }
     reason = reasons.get(error.errno or 0, error.strerror or str(error))
-    return StorageError(f"Could not write {path}: {reason}.", "Free some space or choose another folder, then try again.")
+    return StorageError(
+        f"Could not write {path}: {reason}.", "Free some space or choose another folder, then try again."
+    )
 
 
 def free_bytes(path: Path) -> int:
@@ -116,8 +123,10 @@ def within(path: Path, roots: Iterable[Path]) -> Path:
     allowed = [root.expanduser().resolve() for root in roots]
     if any(real == root or root in real.parents for root in allowed):
         return real
-    raise UserError(f"{path} lies outside the folders that sdlora may use.",
-                    "Allowed: " + ", ".join(str(root) for root in allowed) + ".")
+    raise UserError(
+        f"{path} lies outside the folders that sdlora may use.",
+        "Allowed: " + ", ".join(str(root) for root in allowed) + ".",
+    )
 
 
 def safe_name(text: str, *, fallback: str = "untitled") -> str:
@@ -125,4 +134,3 @@ def safe_name(text: str, *, fallback: str = "untitled") -> str:
     kept = "".join("-" if c in '<>:"/\\|?*' or ord(c) < 32 else c for c in text).strip(" .-")
     reserved = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))}
     return f"{kept}_"[:80] if kept.lower().split(".")[0] in reserved else kept[:80] or fallback
-

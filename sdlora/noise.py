@@ -2,7 +2,8 @@
 
     noisy_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) noise        SNR(t) = abar_t / (1 - abar_t)
 
-DDPM (Ho et al. 2020), sec. 2; v-prediction: Salimans & Ho 2022, app. D; zero-terminal SNR: Lin et al. 2023, alg. 1.
+DDPM (Ho et al. 2020), sec. 2; v-prediction: Salimans & Ho 2022, app. D; zero-terminal SNR: Lin et al.
+2023, alg. 1.
 """
 
 from dataclasses import dataclass
@@ -25,16 +26,26 @@ class NoiseProcess:
 
     @classmethod
     def scaled_linear(
-        cls, prediction: Prediction = "epsilon", *, zero_terminal_snr: bool = False,
-        start: float = 0.00085, end: float = 0.012, steps: int = 1000,
+        cls,
+        prediction: Prediction = "epsilon",
+        *,
+        zero_terminal_snr: bool = False,
+        start: float = 0.00085,
+        end: float = 0.012,
+        steps: int = 1000,
     ) -> "NoiseProcess":
-        """Stable Diffusion's schedule. Raises ModelError for epsilon with zero-terminal SNR (its weight is 0/0)."""
+        """Stable Diffusion's schedule.
+
+        Raises ModelError for epsilon with zero-terminal SNR, whose min-SNR weight would be 0/0.
+        """
         betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
         alphas_bar = torch.cumprod(1 - betas, dim=0)
         if zero_terminal_snr:
             if prediction == "epsilon":
-                raise ModelError("Epsilon prediction cannot be combined with zero-terminal SNR.",
-                                 "Choose v-prediction, or switch zero-terminal SNR off.")
+                raise ModelError(
+                    "Epsilon prediction cannot be combined with zero-terminal SNR.",
+                    "Choose v-prediction, or switch zero-terminal SNR off.",
+                )
             root = alphas_bar.sqrt()
             alphas_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
         return cls(alphas_bar.float(), prediction)

@@ -2,7 +2,8 @@
 
 An option tree is a frozen dataclass whose fields are made by `option` (a leaf), `section` (a nested
 tree) or `choice` (one of the plug-ins of a registry, each with a tree of its own and its name as the
-class variable `kind`). A leaf is addressed by its dotted path, such as `loop.steps`; everything else is a walk over the leaves.
+class variable `kind`). A leaf is addressed by its dotted path, such as `loop.steps`; everything else is a
+walk over the leaves.
 
 Leaves are bool, int, float, str or tuple[str, ...].
 """
@@ -11,14 +12,20 @@ import dataclasses
 import functools
 import json
 import math
+import sys
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar
 
 from sdlora.errors import ConfigError
 from sdlora.registry import Registry
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 Level = Literal["basic", "advanced", "hidden"]
 Value = bool | int | float | str | tuple[str, ...]
@@ -58,7 +65,7 @@ class Leaf:
         return self.meta.label or self.path.rsplit(".", 1)[-1].replace("_", " ").capitalize()
 
 
-def option(default: Value, help: str, **meta: Any) -> Any:  # noqa: A002  # Any: a dataclass field stands for its value
+def option(default: Value, help: str, **meta: Any) -> Any:  # Any: a dataclass field stands for its value
     """A dataclass field that is one option; `meta` are the fields of Meta."""
     return dataclasses.field(default=default, metadata={"option": Meta(help=help, **meta)})
 
@@ -68,8 +75,8 @@ def section(tree: type) -> Any:  # Any: as above
     return dataclasses.field(default_factory=tree, metadata={"section": tree})
 
 
-def choice(registry: Registry[type], default: str, help: str, **meta: Any) -> Any:  # noqa: A002  # Any: as above
-    """A dataclass field that holds the tree of one plug-in of `registry`, named by the leaf `<field>.kind`."""
+def choice(registry: Registry[type], default: str, help: str, **meta: Any) -> Any:  # Any: as above
+    """A dataclass field that holds one plug-in of `registry`; the leaf `<field>.kind` names it."""
     return dataclasses.field(
         default_factory=lambda: registry.get(default)(),
         metadata={"choice": (registry, default, Meta(help=help, **meta))},
@@ -83,7 +90,8 @@ def walk(tree: type, prefix: str = "", when: tuple[str, str] | None = None) -> I
         path = prefix + field.name
         if "option" in field.metadata:
             kind = typing.get_origin(hints[field.name]) or hints[field.name]
-            yield Leaf(path=path, type=kind, default=field.default, meta=field.metadata["option"], when=when)
+            default = typing.cast(Value, field.default)
+            yield Leaf(path=path, type=kind, default=default, meta=field.metadata["option"], when=when)
         elif "section" in field.metadata:
             yield from walk(field.metadata["section"], f"{path}.", when)
         elif "choice" in field.metadata:
@@ -128,8 +136,10 @@ def coerce(leaf: Leaf, value: object) -> Value:
     """
     try:
         result = _convert(leaf.type, value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{leaf.path} = {value!r} is not {_NOUNS[leaf.type]}.", f"Allowed: {allowed(leaf)}.") from None
+    except (KeyError, ValueError, OverflowError):
+        raise ConfigError(
+            f"{leaf.path} = {value!r} is not {_NOUNS[leaf.type]}.", f"Allowed: {allowed(leaf)}."
+        ) from None
     meta = leaf.meta
     if isinstance(result, float) and not math.isfinite(result):
         raise ConfigError(f"{leaf.path} = {value!r} is not a finite number.", f"Allowed: {allowed(leaf)}.")
@@ -140,7 +150,9 @@ def coerce(leaf: Leaf, value: object) -> Value:
     if meta.choices and result not in meta.choices:
         near = get_close_matches(str(result), meta.choices, n=1)
         hint = f'Did you mean "{near[0]}"? ' if near else ""
-        raise ConfigError(f'{leaf.path} = "{result}" is not among the choices.', f"{hint}Allowed: {allowed(leaf)}.")
+        raise ConfigError(
+            f'{leaf.path} = "{result}" is not among the choices.', f"{hint}Allowed: {allowed(leaf)}."
+        )
     return result
 
 
@@ -162,24 +174,29 @@ def allowed(leaf: Leaf) -> str:
 def to_toml(tree: object) -> str:
     """The whole tree as TOML, each option under its section with its help as a comment."""
     flat = flatten(tree)
-    leaves = {leaf.path: leaf for leaf in walk(type(tree)) if leaf.when is None or flat.get(leaf.when[0]) == leaf.when[1]}
-    lines: list[str] = []
-    current = ""
-    for path in sorted(flat, key=lambda p: (p.count(".") > 0, p.rsplit(".", 1)[0] if "." in p else "")):
-        table, _, name = path.rpartition(".")
-        if table != current:
-            lines += ["", f"[{table}]"]
-            current = table
-        lines += [f"# {leaves[path].meta.help}", f"{name} = {_toml(flat[path])}"]
-    return "\n".join(lines).strip() + "\n"
+    tables: dict[str, list[str]] = {}
+    for leaf in walk(type(tree)):
+        if leaf.path in flat and (leaf.when is None or flat[leaf.when[0]] == leaf.when[1]):
+            section_name, _, name = leaf.path.rpartition(".")
+            tables.setdefault(section_name, []).extend(
+                (f"# {leaf.meta.help}", f"{name} = {_toml(flat[leaf.path])}")
+            )
+    blocks = [
+        [f"[{name}]", *lines] if name else lines
+        for name, lines in sorted(tables.items(), key=lambda t: t[0] != "")
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 
 def from_toml(text: str, source: str = "the configuration") -> dict[str, object]:
     """Dotted path -> value of a TOML text; feed it to `build`. Raises ConfigError when it is no TOML."""
     try:
-        return dict(_dotted(_toml_loads(text)))
+        return dict(_dotted(tomllib.loads(text)))
     except ValueError as error:
-        raise ConfigError(f"{source} is not valid TOML: {error}.", "Mend that line, or write a fresh one with `sdlora options --toml`.") from None
+        raise ConfigError(
+            f"{source} is not valid TOML: {error}.",
+            "Mend that line, or write a fresh one with `sdlora options --toml`.",
+        ) from None
 
 
 def table(tree: type) -> str:
@@ -188,11 +205,19 @@ def table(tree: type) -> str:
     for leaf in walk(tree):
         if leaf.meta.level != "hidden":
             only = f" Only with `{leaf.when[0]} = {leaf.when[1]}`." if leaf.when else ""
-            rows.append(f"| `{leaf.path}` | `{_toml(leaf.default)}` | {allowed(leaf)} | {leaf.meta.help}{only} |")
+            rows.append(
+                f"| `{leaf.path}` | `{_toml(leaf.default)}` | {allowed(leaf)} | {leaf.meta.help}{only} |"
+            )
     return "\n".join(rows) + "\n"
 
 
-_NOUNS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a list of texts"}
+_NOUNS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple: "a list of texts",
+}
 
 
 def _build(tree: type[Tree], values: Mapping[str, object], prefix: str, used: set[str]) -> Tree:
@@ -217,28 +242,53 @@ def _value_at(tree: object, path: str) -> Value:
     return typing.cast(Value, functools.reduce(getattr, path.split("."), tree))
 
 
+_WORDS = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
+
+
 def _convert(kind: type, value: object) -> Value:
+    """`value` as `kind`. Raises ValueError or KeyError when it is none."""
     if kind is bool:
-        words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-        return value if isinstance(value, bool) else words[_text(value).lower()] if _text(value).lower() in words else _fail()
+        return value if isinstance(value, bool) else _WORDS[_text(value).lower()]
+    if isinstance(value, bool):
+        raise ValueError
     if kind is int:
-        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-            return _fail()
-        return int(value)  # type: ignore[call-overload,no-any-return]  # a wrong type is the error we look for
+        number = int(value) if isinstance(value, str) else _number(value)
+        if number != int(number):
+            raise ValueError
+        return int(number)
     if kind is float:
-        return _fail() if isinstance(value, bool) else float(value)  # type: ignore[arg-type]  # as above
+        return float(value) if isinstance(value, str) else float(_number(value))
     if kind is tuple:
-        lines = value.splitlines() if isinstance(value, str) else value
-        return tuple(_text(line) for line in lines if _text(line).strip())  # type: ignore[attr-defined]  # as above
+        lines = value.splitlines() if isinstance(value, str) else _sequence(value)
+        return tuple(text for line in lines if (text := _text(line)).strip())
     return _text(value)
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else _fail()
+    if not isinstance(value, str):
+        raise ValueError
+    return value
 
 
-def _fail() -> typing.NoReturn:
-    raise ValueError
+def _number(value: object) -> int | float:
+    if not isinstance(value, (int, float)):
+        raise ValueError
+    return value
+
+
+def _sequence(value: object) -> Sequence[object]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError
+    return value
 
 
 def _nearest(path: str, known: set[str]) -> str:
@@ -254,15 +304,11 @@ def _toml(value: Value) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     # JSON's escapes are TOML's, but TOML wants U+007F escaped as well
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if isinstance(value, str) else repr(value)
-
-
-def _toml_loads(text: str) -> dict[str, Any]:  # Any: TOML's own values
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib
-    return tomllib.loads(text)
+    return (
+        json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        if isinstance(value, str)
+        else repr(value)
+    )
 
 
 def _dotted(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -1,0 +1,7 @@
+"""`python -m sdlora` is the program `sdlora`."""
+
+import sys
+
+from sdlora.cli import main
+
+sys.exit(main())

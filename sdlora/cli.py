@@ -1,0 +1,134 @@
+"""The command line: `sdlora COMMAND ...`, a thin door to the same engine as the page.
+
+This module knows the words of the commands and nothing of torch, so that `--help` is instant; a command's
+own module is imported when it runs. Options of a run are dotted paths of the option tree.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NoReturn
+
+from sdlora import __version__
+from sdlora.errors import Cancelled, ConfigError, SdloraError
+
+COMMANDS = {
+    "train": "teach the base a folder of images",
+    "resume": "go on with a run that was stopped or interrupted",
+    "generate": "draw pictures with any number of adapters",
+    "inspect": "tell what an adapter file holds",
+    "merge": "make one adapter file of several",
+    "resize": "change the rank of an adapter",
+    "extract": "make an adapter of the difference of two checkpoints",
+    "bake": "add adapters to a full checkpoint",
+    "options": "list every option of a run",
+    "ui": "start the web page",
+    "worker": argparse.SUPPRESS,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; the exit code is 0 only on success, 2 for a mistake of the person, 130 when cancelled."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in words
+    try:
+        return _run(words)
+    except Cancelled as error:
+        return _tell(error, as_json, 130)
+    except KeyboardInterrupt:
+        return _tell(Cancelled("Cancelled."), as_json, 130)
+    except BrokenPipeError:
+        return 1  # the reader of our output has gone; there is nobody left to tell
+    except SdloraError as error:
+        return _tell(error, as_json, error.exit_code)
+    except Exception as error:  # the process edge: a person never meets a traceback
+        return _tell(_unexpected(error), as_json, 1)
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"sdlora {__version__}")
+        return 0
+    name = words[0]
+    if name not in COMMANDS:
+        near = get_close_matches(name, _public(), n=1)
+        hint = f'Did you mean "{near[0]}"?' if near else f"Commands: {', '.join(_public())}."
+        raise ConfigError(f'"{name}" is no command of sdlora.', hint)
+    command = importlib.import_module(f"sdlora.commands.{name}")
+    parser = _Parser(prog=f"sdlora {name}", description=command.__doc__, formatter_class=_Help, allow_abbrev=False)
+    command.add_arguments(parser)
+    options, rest = split_options(words[1:])
+    parsed = parser.parse_args(rest)
+    if options and not hasattr(parsed, "options"):
+        raise ConfigError(f'"sdlora {name}" does not take "--{next(iter(options))}".', f"See `{parser.prog} --help`.")
+    parsed.options = options
+    code: int = command.run(parsed)
+    return code
+
+
+def split_options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The options of the tree among `words` (`--a.b value`, `--a.b=value`, a bare `--a.b` for true), and the rest.
+
+    An option given several times becomes a list, one line a value.
+    """
+    found: dict[str, str] = {}
+    rest: list[str] = []
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        name, equals, value = word[2:].partition("=")
+        if word == "--":
+            return found, [*rest, word, *queue]
+        if not word.startswith("--") or "." not in name:
+            rest.append(word)
+            continue
+        if not equals:
+            value = queue.pop(0) if queue and not queue[0].startswith("--") else "true"
+        found[name] = f"{found[name]}\n{value}" if name in found else value
+    return found, rest
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with our errors: one sentence, exit code 2, and no usage block in the way."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message[0].upper()}{message[1:]}.", f"See `{self.prog} --help`.")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help texts keep the line breaks of a command's own description."""
+
+
+def _public() -> list[str]:
+    return [name for name, text in COMMANDS.items() if text != argparse.SUPPRESS]
+
+
+def _overview() -> str:
+    lines = ["usage: sdlora COMMAND ...", "", "Teach Stable Diffusion a style or a character, and mix the adapters.", ""]
+    lines += [f"  {name:<10}{COMMANDS[name]}" for name in _public()]
+    return "\n".join([*lines, "", "`sdlora COMMAND --help` tells more."])
+
+
+def _tell(error: SdloraError, as_json: bool, code: int) -> int:
+    if as_json:
+        print(json.dumps({"type": "Error", "error": error.message, "hint": error.hint}, ensure_ascii=False))
+    else:
+        print(f"sdlora: {error}", file=sys.stderr)
+    return code
+
+
+def _unexpected(error: Exception) -> SdloraError:
+    with tempfile.NamedTemporaryFile("w", prefix="sdlora-", suffix=".log", delete=False, encoding="utf-8") as log:
+        traceback.print_exception(error, file=log)
+    return SdloraError(
+        f"Something unforeseen went wrong: {type(error).__name__}: {error}.",
+        f"The details are in {log.name}; please report them.",
+    )

@@ -36,7 +36,11 @@ class Denoising:
         choices=("mse", "huber", "smooth_l1"),
     )
     huber_c: float = option(
-        0.1, "Where huber and smooth_l1 turn from square to linear", low=1e-6, high=10, label="Huber threshold"
+        0.1,
+        "Where huber and smooth_l1 turn from square to linear",
+        low=1e-6,
+        high=10,
+        label="Huber threshold",
     )
     huber_schedule: str = option(
         "snr",
@@ -47,7 +51,8 @@ class Denoising:
         5.0, "Limit of the weight of nearly clean steps (min-SNR); 0 weighs all alike", low=0, high=100
     )
     noise_offset: float = option(
-        0.0, "Strength of a constant added to each channel's noise; helps very dark or bright pictures",
+        0.0,
+        "Strength of a constant added to each channel's noise; helps very dark or bright pictures",
         low=0,
         high=1,
     )

@@ -21,10 +21,22 @@ class AdamW:
 
     kind: ClassVar[str] = "adamw"
 
-    lr: float = option(2e-4, "Peak learning rate of the UNet's adapters", low=0, high=10, level="basic",
-                       label="Learning rate")
-    text_lr: float = option(5e-5, "Peak learning rate of the text encoders' adapters; 0 leaves them out", low=0,
-                            high=10, level="basic", label="Text encoder learning rate")
+    lr: float = option(
+        2e-4,
+        "Peak learning rate of the UNet's adapters",
+        low=0,
+        high=10,
+        level="basic",
+        label="Learning rate",
+    )
+    text_lr: float = option(
+        5e-5,
+        "Peak learning rate of the text encoders' adapters; 0 leaves them out",
+        low=0,
+        high=10,
+        level="basic",
+        label="Text encoder learning rate",
+    )
     weight_decay: float = option(0.01, "How fast unused weights shrink", low=0, high=10)
     beta1: float = option(0.9, "Memory of the gradient", low=0, high=0.99999)
     beta2: float = option(0.999, "Memory of the gradient's square", low=0, high=0.99999999)

@@ -48,4 +48,3 @@ def test_a_step_with_found_inf_leaves_everything_as_it_was() -> None:
     optimizer.step()
     assert torch.equal(weight, before[0]) and torch.equal(optimizer.state[weight]["exp_avg"], before[1])
     assert optimizer.state[weight]["step"] == 1
-

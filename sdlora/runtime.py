@@ -1,0 +1,196 @@
+"""The machine: which device and number format, kernels that repeat their bits, seeds, memory, and the lease.
+
+Nothing else in the library asks what hardware there is.
+"""
+
+import contextlib
+import hashlib
+import os
+import struct
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sdlora.errors import ConfigError, DeviceBusy, OutOfMemory
+from sdlora.files import held_lock
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The device to compute on, and the number format of the base on it.
+
+    Adapters, their gradients and losses are fp32 whatever `dtype` is: layers cast them where they meet, which
+    is less work than autocast and the same on every device.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def choose(cls, device: str = "auto", precision: str = "auto") -> "Runtime":
+        """The best device there is, or the one named; the fastest safe number format on it, or the one named.
+
+        Raises ConfigError when this machine has no such device.
+        """
+        chosen = _device(device)
+        return cls(chosen, _DTYPES[precision] if precision != "auto" else _best_dtype(chosen))
+
+    @property
+    def title(self) -> str:
+        """The device in words, e.g. "NVIDIA H200" or "CPU, 8 threads"."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        if self.device.type == "cpu":
+            return f"CPU, {torch.get_num_threads()} threads"
+        return self.device.type.upper()
+
+    @property
+    def precision(self) -> str:
+        """The option's word for `dtype`."""
+        return next(name for name, dtype in _DTYPES.items() if dtype == self.dtype)
+
+    def peak_bytes(self) -> int:
+        """The most memory that this process has held on the device so far; 0 where that is not known."""
+        if self.device.type == "cuda":
+            # reserved, because a captured graph's memory is not counted as allocated
+            return torch.cuda.max_memory_reserved(self.device)
+        if self.device.type == "mps":
+            return torch.mps.driver_allocated_memory()
+        return _peak_resident_bytes()
+
+    def total_bytes(self) -> int:
+        """The memory of the device; for a CPU that of the machine; 0 where that is not known."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_properties(self.device).total_memory
+        if self.device.type == "mps":
+            return torch.mps.recommended_max_memory()
+        names = os.sysconf_names if hasattr(os, "sysconf_names") else {}
+        if "SC_PHYS_PAGES" not in names:
+            return 0
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def seed(seed: int, step: int) -> None:
+    """Whatever torch draws from now on is a function of (seed, step), on every device."""
+    digest = hashlib.blake2b(struct.pack("<QQ", seed, step), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little", signed=True))
+
+
+@contextlib.contextmanager
+def kernels(*, deterministic: bool, threads: int = 0) -> Iterator[None]:
+    """Inside, kernels give the same bits every time (or, if not `deterministic`, are the fastest measured).
+
+    `threads` fixes how many CPU threads share a sum, since the order of a sum decides its last bits; 0 leaves
+    them. cuBLAS reads its part of this when it starts, so enter before the first CUDA work of the process.
+    """
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]  # not in torch's stubs
+        torch.backends.cudnn.benchmark,
+        torch.get_num_threads(),
+    )
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        torch.use_deterministic_algorithms(deterministic)
+        # filling fresh memory with NaN is a tool for finding bugs and costs a kernel each time
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # as above
+        torch.backends.cudnn.benchmark = not deterministic
+        torch.set_num_threads(threads or before[3])
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]  # as above
+        torch.backends.cudnn.benchmark = before[2]
+        torch.set_num_threads(before[3])
+
+
+@contextlib.contextmanager
+def lease(device: torch.device, holder: str) -> Iterator[None]:
+    """Inside, this process alone of ours computes on `device`; a CPU is free for all.
+
+    Raises DeviceBusy, which names the `holder` that the other process gave.
+    """
+    if device.type == "cpu":
+        yield
+        return
+    lock = Path(tempfile.gettempdir()) / f"sdlora-{_user()}" / f"{_identity(device)}.lock"
+    note = lock.with_suffix(".txt")
+    other = note.read_text(encoding="utf-8") if note.exists() else "another process"
+    busy = DeviceBusy(
+        f"{_name(device)} is in use by {other}.",
+        "Wait until it has ended, stop it, or choose another device.",
+    )
+    with held_lock(lock, busy):
+        note.write_text(holder, encoding="utf-8")
+        yield
+
+
+@contextlib.contextmanager
+def memory_told(advice: str) -> Iterator[None]:
+    """A failed allocation inside leaves as OutOfMemory with `advice`."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory("The device's memory did not suffice.", advice) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error) and "out of memory" not in str(error).lower():
+            raise
+        raise OutOfMemory("The machine's memory did not suffice.", advice) from error
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", 0)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f'"{name}" is no device.', f"This machine has: {', '.join(_present())}.") from None
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", 0)
+    if str(device) not in _present():
+        raise ConfigError(f'This machine has no device "{name}".', f"It has: {', '.join(_present())}.")
+    return device
+
+
+def _present() -> list[str]:
+    cards = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return ["cpu", *cards, *(["mps"] if torch.backends.mps.is_available() else [])]
+
+
+def _best_dtype(device: torch.device) -> torch.dtype:
+    if device.type != "cuda":
+        return torch.float32
+    major, _ = torch.cuda.get_device_capability(device)
+    return torch.bfloat16 if major >= 8 else torch.float16
+
+
+def _identity(device: torch.device) -> str:
+    """One name for one physical device, whatever CUDA_VISIBLE_DEVICES calls it."""
+    if device.type != "cuda":
+        return device.type
+    return f"cuda-{torch.cuda.get_device_properties(device).uuid}"
+
+
+def _name(device: torch.device) -> str:
+    return f"The device {device} ({Runtime(device, torch.float32).title})"
+
+
+def _user() -> str:
+    return str(os.getuid()) if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+
+
+def _peak_resident_bytes() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if os.uname().sysname == "Darwin" else peak * 1024

@@ -7,12 +7,13 @@ width, r rank, O I features of a layer.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from sdlora.noise import NoiseProcess
+from sdlora.base.files import ModelFiles
+from sdlora.noise import NoiseProcess, Prediction
 
 
 class Layer(NamedTuple):
@@ -48,7 +49,8 @@ class Conditioning:
 class LatentFormat:
     """How pixels [B,3,H,W] in [-1,1] become latents [B,channels,H/factor,W/factor] of about unit variance.
 
-    latents = (vae output - shift) * scale. `preview` [channels,3] maps latents to approximate RGB in [-1,1].
+    latents = (vae output - shift) * scale.
+    `preview` [channels+1,3] maps (latents, 1) to approximate RGB in [-1,1].
     """
 
     channels: int
@@ -76,6 +78,23 @@ class Family(Protocol):
     components: Mapping[str, nn.Module]  # where adapters may sit: "unet", "text_encoder"[, "text_encoder_2"]
     device: torch.device
     dtype: torch.dtype  # of computation in the UNet
+
+    @classmethod
+    def matches(cls, files: ModelFiles) -> bool:
+        """Whether the model on disk is of this family; told from configurations and shapes."""
+        ...
+
+    @classmethod
+    def load(
+        cls,
+        files: ModelFiles,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        prediction: Prediction | Literal["auto"] = "auto",
+    ) -> "Family":
+        """The model on `device`, frozen. Raises ModelError when files are missing or damaged."""
+        ...
 
     def tokenize(self, prompts: Sequence[str], *, weighted: bool = False) -> Tokens:
         """Ids on the CPU, all of one length.

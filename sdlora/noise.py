@@ -6,8 +6,9 @@ DDPM (Ho et al. 2020), sec. 2; v-prediction: Salimans & Ho 2022, app. D; zero-te
 2023, alg. 1.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -49,6 +50,31 @@ class NoiseProcess:
             root = alphas_bar.sqrt()
             alphas_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
         return cls(alphas_bar.float(), prediction)
+
+    @classmethod
+    def of_scheduler(
+        cls,
+        config: Mapping[str, Any],  # Any: values of a foreign JSON file
+        prediction: Prediction | Literal["auto"] = "auto",
+    ) -> "NoiseProcess":
+        """The process that a diffusers scheduler's configuration describes.
+
+        `prediction` overrides what it says. Raises ModelError for what Stable Diffusion never was.
+        """
+        schedule, stated = config.get("beta_schedule"), config.get("prediction_type", "epsilon")
+        chosen = stated if prediction == "auto" else prediction
+        if schedule != "scaled_linear" or chosen not in ("epsilon", "v_prediction"):
+            raise ModelError(
+                f"The model's noise schedule ({schedule}, {chosen}) is none of Stable Diffusion's.",
+                "Choose a Stable Diffusion model.",
+            )
+        return cls.scaled_linear(
+            chosen,
+            zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)),
+            start=float(config["beta_start"]),
+            end=float(config["beta_end"]),
+            steps=int(config.get("num_train_timesteps", 1000)),
+        )
 
     @property
     def zero_terminal(self) -> bool:

@@ -1,0 +1,1 @@
+"""What base models are made of: their files, autoencoder, text encoders and prompts."""

@@ -1,0 +1,109 @@
+"""Pixels to latents and back, finite at any precision.
+
+Some autoencoders (SDXL's first) overflow in fp16. No name tells which: the result is looked at, and a
+decoder that overflowed computes in fp32 from then on. Encoding is always fp32, for latents are cached.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional
+
+from sdlora.base.files import ModelFiles
+from sdlora.base.networks import filled, hollow, placed
+from sdlora.contracts import LatentFormat
+from sdlora.errors import ModelError
+
+_TILE_FROM = 1536 * 1536
+"""Pixels of a picture from which it is decoded in overlapping tiles."""
+
+
+class Autoencoder:
+    """A VAE that encodes in fp32 and decodes in `dtype` where that is finite."""
+
+    def __init__(
+        self,
+        vae: Any,  # Any: diffusers' AutoencoderKL is untyped
+        *,
+        dtype: torch.dtype,
+    ) -> None:
+        self.vae = vae
+        self._decode_in(dtype)
+        scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
+        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.format = LatentFormat(vae.config.latent_channels, factor, scale, shift, preview=())
+        self.format = replace(self.format, preview=_preview(self))
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels [B,3,H,W] in [-1,1] -> latents [B,C,h,w], fp32. Raises ModelError when not finite."""
+        vae = self.vae
+        moments = vae.encoder(pixels.to(vae.encoder.conv_in.weight))
+        if vae.quant_conv is not None:
+            moments = vae.quant_conv(moments)
+        mean: Tensor = moments.chunk(2, dim=1)[0]
+        if not torch.isfinite(mean).all():
+            raise ModelError(
+                "The model's VAE gave latents that are not finite.",
+                "Its weights are damaged: copy or download the model again.",
+            )
+        return (mean - self.format.shift) * self.format.scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B,C,h,w] -> pixels [B,3,H,W] in [-1,1], fp32. Raises ModelError when not finite."""
+        latents = latents / self.format.scale + self.format.shift
+        pixels = self._decoded(latents)
+        if not torch.isfinite(pixels).all() and self.dtype != torch.float32:
+            self._decode_in(torch.float32)
+            pixels = self._decoded(latents)
+        if not torch.isfinite(pixels).all():
+            raise ModelError(
+                "The model's VAE gave a picture that is not finite.",
+                "The latents or the VAE's weights are damaged: try without adapters, or another model.",
+            )
+        return pixels.clamp(-1, 1)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        tiled = latents.shape[-2] * latents.shape[-1] * self.format.factor**2 > _TILE_FROM
+        decode = self.vae.tiled_decode if tiled else self.vae._decode
+        return torch.cat([decode(one.to(self.dtype)).sample.float() for one in torch.split(latents, 1)])
+
+    def _decode_in(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        for part in (self.vae.decoder, self.vae.post_quant_conv):
+            if part is not None:
+                part.to(dtype)
+
+
+def load_autoencoder(files: ModelFiles, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+    """The frozen autoencoder, its decoder in `dtype`."""
+    vae = hollow(AutoencoderKL, files.config("vae"))
+    tensors = ((_current_name(name), tensor) for name, tensor in placed(files, "vae", device, torch.float32))
+    return Autoencoder(filled(vae, tensors, what=f"the VAE of {files.path}"), dtype=dtype)
+
+
+def _preview(autoencoder: Autoencoder) -> tuple[tuple[float, float, float], ...]:
+    """The least-squares map [channels + 1, 3] from latents and 1 to RGB in [-1,1].
+
+    Fitted on colour gradients, so that it suits every autoencoder, also one that nobody has seen.
+    """
+    factor = autoencoder.format.factor
+    corners = torch.rand(16, 3, 2, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pixels = functional.interpolate(corners, size=8 * factor, mode="bilinear", align_corners=True)
+    latents = autoencoder.encode(pixels).cpu()
+    known = latents.movedim(1, -1).flatten(0, -2)
+    colours = functional.avg_pool2d(pixels, factor).movedim(1, -1).flatten(0, -2)
+    known = torch.cat([known, torch.ones(len(known), 1)], dim=1)
+    fitted = torch.linalg.lstsq(known, colours).solution
+    return tuple((row[0], row[1], row[2]) for row in fitted.tolist())
+
+
+def _current_name(name: str) -> str:
+    """The name of a tensor as diffusers has it since 0.17."""
+    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
+        name = name.replace(f"attentions.0.{old}.", f"attentions.0.{new}.")
+    return name

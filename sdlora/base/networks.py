@@ -1,0 +1,99 @@
+"""Networks built from a configuration and given their weights, every tensor used once and none left."""
+
+from collections.abc import Iterable
+from typing import Any, TypeVar, cast
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from sdlora.base.files import Config, ModelFiles
+from sdlora.errors import ModelError
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def load_unet(files: ModelFiles, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The frozen UNet. Raises ModelError when it is no text-to-image one or tensors are missing."""
+    config = files.config("unet")
+    channels = config.get("in_channels")
+    if channels != 4:
+        kind = {9: "an inpainting model", 8: "an image-editing model", 5: "a depth model"}
+        raise ModelError(
+            f"{files.path} is {kind.get(int(channels or 0), 'no text-to-image model')}: "
+            f"its UNet takes {channels} channels instead of 4.",
+            "Choose the text-to-image model that it was made from.",
+        )
+    unet = hollow(UNet2DConditionModel, config)
+    return filled(unet, placed(files, "unet", device, dtype), what=f"the UNet of {files.path}")
+
+
+def load_text_encoder(
+    files: ModelFiles, component: str, *, device: torch.device, dtype: torch.dtype
+) -> CLIPTextModel:
+    """The frozen text encoder without a projection of its pooled output."""
+    config = CLIPTextConfig.from_dict(dict(files.config(component)))
+    with torch.device("meta"):
+        encoder = CLIPTextModel(config)
+    tensors = (
+        (name.removeprefix("text_model."), tensor)
+        for name, tensor in placed(files, component, device, dtype)
+        if not name.endswith(("position_ids", "text_projection.weight"))
+    )
+    encoder = filled(encoder, tensors, what=f"the {component} of {files.path}")
+    _number_positions(encoder, config, device)
+    return encoder
+
+
+def load_projected_text_encoder(
+    files: ModelFiles, component: str, *, device: torch.device, dtype: torch.dtype
+) -> CLIPTextModelWithProjection:
+    """The frozen text encoder with the projection of its pooled output."""
+    config = CLIPTextConfig.from_dict(dict(files.config(component)))
+    with torch.device("meta"):
+        encoder = CLIPTextModelWithProjection(config)
+    tensors = (
+        pair for pair in placed(files, component, device, dtype) if not pair[0].endswith("position_ids")
+    )
+    encoder = filled(encoder, tensors, what=f"the {component} of {files.path}")
+    _number_positions(encoder.text_model, config, device)
+    return encoder
+
+
+def hollow(kind: Any, config: Config) -> nn.Module:  # Any: diffusers' classes are untyped
+    """A network of diffusers' class `kind` whose tensors have no content yet."""
+    with torch.device("meta"):
+        return cast(nn.Module, kind.from_config(dict(config)))
+
+
+def placed(
+    files: ModelFiles, component: str, device: torch.device, dtype: torch.dtype
+) -> Iterable[tuple[str, Tensor]]:
+    for name, tensor in files.tensors(component):
+        yield name, tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
+
+
+def filled(network: Network, tensors: Iterable[tuple[str, Tensor]], *, what: str) -> Network:
+    """`network`, made without content, holds `tensors`, frozen and in evaluation mode."""
+    given = dict(tensors)
+    wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    for reason, names in (
+        ("lacks", wanted.keys() - given.keys()),
+        ("holds the unknown", given.keys() - wanted.keys()),
+        ("has the wrong size of", {n for n in wanted.keys() & given.keys() if wanted[n] != given[n].shape}),
+    ):
+        if names:
+            raise ModelError(
+                f"{what[0].upper()}{what[1:]} {reason} {len(names)} of {len(wanted)} tensors, "
+                f"for example {min(names)}.",
+                "Its configuration and its weights do not belong together: copy or download the model again.",
+            )
+    network.load_state_dict(given, assign=True)
+    return network.requires_grad_(False).eval()
+
+
+def _number_positions(encoder: nn.Module, config: CLIPTextConfig, device: torch.device) -> None:
+    # a buffer that is not among the weights, hence still without content
+    positions = torch.arange(config.max_position_embeddings, device=device)
+    encoder.get_submodule("embeddings").position_ids = positions[None]

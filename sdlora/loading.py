@@ -1,0 +1,144 @@
+"""From what a person calls a base model to a loaded family.
+
+`builtin` is the base that ships with the package; else it is a folder in diffusers' layout. Weights are only
+ever read from safetensors files.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files as resources
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+
+from sdlora.base.files import (
+    PICKLES,
+    ModelFiles,
+    ModelFolder,
+    native_size,
+    pickled,
+    read_header,
+    weights_hash,
+)
+from sdlora.contracts import Family
+from sdlora.errors import ModelError
+from sdlora.families import FAMILIES
+from sdlora.noise import NoiseProcess, Prediction
+
+BUILTIN = "builtin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What a model is, told without its weights. `native_size` in pixels, `bytes` of its weight files."""
+
+    name: str
+    family: str
+    title: str
+    prediction: Prediction
+    native_size: int
+    path: Path
+    bytes: int
+    files: ModelFiles
+
+    @cached_property
+    def hash(self) -> str:
+        """Hex SHA-256 of the weights; read once, which takes seconds for a large file."""
+        return weights_hash(self.files)
+
+
+def load_family(
+    model: str,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    family: str = "auto",
+    prediction: str = "auto",
+    roots: Sequence[Path] = (),
+) -> Family:
+    """The base model on `device`, frozen, computing in `dtype`.
+
+    `roots` are folders in which a bare name is looked for. Raises ModelError in one sentence when there is
+    no such model, or it is damaged or of no known family.
+    """
+    files = open_model(find(model, roots))
+    kind = FAMILIES.get(_family_name(files) if family == "auto" else family)
+    chosen = cast(Prediction | Literal["auto"], prediction)  # the option tree allows no other word
+    return kind.load(files, device=torch.device(device), dtype=dtype, prediction=chosen)
+
+
+def describe(model: str, *, roots: Sequence[Path] = ()) -> ModelInfo:
+    """What the model is, without loading it. Raises ModelError like `load_family`."""
+    path = find(model, roots)
+    files = open_model(path)
+    kind = FAMILIES.get(_family_name(files))
+    return ModelInfo(
+        name=model if model == BUILTIN else path.stem if path.is_file() else path.name,
+        family=kind.name,
+        title=kind.title,
+        prediction=NoiseProcess.of_scheduler(files.config("scheduler")).prediction,
+        native_size=native_size(files),
+        path=path,
+        bytes=sum(file.stat().st_size for file in files.weights),
+        files=files,
+    )
+
+
+def find(model: str, roots: Sequence[Path] = ()) -> Path:
+    """The folder or file that `model` names: itself, or under one of `roots`. Raises ModelError."""
+    if model == BUILTIN:
+        return builtin()
+    for path in (Path(model).expanduser(), *(root / model for root in roots)):
+        if path.exists():
+            return path.resolve()
+    places = ", ".join(str(root) for root in roots) or "the current folder"
+    raise ModelError(
+        f'There is no model "{model}".',
+        f"Give `builtin`, a folder or a file; names are looked up in {places}.",
+    )
+
+
+def builtin() -> Path:
+    """The folder of the built-in base, or the one that the variable SDLORA_BUILTIN names."""
+    named = os.environ.get("SDLORA_BUILTIN")
+    path = Path(named) if named else Path(str(resources("sdlora"))) / "assets" / "builtin"
+    if not (path / "model_index.json").is_file():
+        raise ModelError(f"The built-in base is not at {path}.", "Install sdlora again.")
+    return path
+
+
+def open_model(path: Path) -> ModelFiles:
+    """The model's files, looked at but not read. Raises ModelError when they are no base model."""
+    if path.is_dir() and (path / "model_index.json").is_file():
+        return ModelFolder(path)
+    if path.is_dir():
+        raise ModelError(
+            f"{path} holds no model_index.json, so it is no model folder.",
+            "Choose the folder that holds unet/, vae/ and text_encoder/, or a .safetensors file.",
+        )
+    if path.suffix in PICKLES:
+        raise pickled(path)
+    raise _no_base(path, set(read_header(path)))
+
+
+def _family_name(files: ModelFiles) -> str:
+    for name, kind in FAMILIES.items():
+        if kind.matches(files):
+            return name
+    networks = ", ".join(sorted(files.components)) or "nothing that is known here"
+    known = ", ".join(kind.title for _, kind in FAMILIES.items())
+    raise ModelError(f"{files.path} is of no known family: it holds {networks}.", f"Known are: {known}.")
+
+
+def _no_base(path: Path, names: set[str]) -> ModelError:
+    """The error that says what a file is that is no base model."""
+    ends = ("lora_down.weight", "lora_up.weight", "lora_A.weight", "lora_B.weight", "hada_w1_a", "lokr_w1")
+    if any(name.endswith(ends) for name in names):
+        return ModelError(
+            f"{path} is an adapter, not a base model.",
+            "Choose it as an adapter instead.",
+        )
+    return ModelError(f"{path} is no Stable Diffusion model.", "Choose a base model's file or folder.")

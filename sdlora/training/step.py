@@ -1,0 +1,118 @@
+"""The training step: micro-batches in, moved adapters out, nothing asked of the host.
+
+`accumulate` and `update` are functions on static tensors: every tensor that outlives a call keeps its
+address, there is no copy to the host and no branch on a value. They run as they stand, or captured as CUDA
+graphs. A loss or gradient that is not finite leaves all weights and the optimizer as they were, which the
+device decides by itself: clipping, loss scale and leaving out are two scalars handed to the fused optimizer.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sdlora.config import TrainConfig
+from sdlora.contracts import Conditioning, Family, Objective, OptimizerSpec, Step, Tokens
+from sdlora.errors import RunError
+from sdlora.network.attach import Network
+from sdlora.training.ema import Ema
+from sdlora.training.scale import LossScale
+
+
+class TrainStep:
+    """The optimizer step of `network`, which must be attached to `family` while it runs."""
+
+    def __init__(self, family: Family, network: Network, config: TrainConfig) -> None:
+        self.family = family
+        self.config = config
+        self.parameters = dict(network.named_parameters())
+        self.optimizer = _optimizer(network, config.optimizer, family.device)
+        self.ema = Ema(list(self.parameters.values()), decay=config.loop.ema) if config.loop.ema else None
+        self.loss_scale = LossScale(family.device) if family.dtype == torch.float16 else None
+        # loss, norm of the gradient before clipping, and 1 where the step was left out
+        self.result = torch.zeros(3, device=family.device)
+        self._objective: Objective = config.objective
+        self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self._loss = torch.zeros((), device=family.device)
+        self._grads = [p.grad for p in self.parameters.values() if p.grad is not None]
+
+    def prepare(self, step: int, *, lr_factor: float) -> float:
+        """The numbers of `step` lie where the device reads them. Returns the UNet's learning rate."""
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"].fill_(peak * lr_factor)
+        if self.ema is not None:
+            self.ema.prepare(step)
+        return self._peaks[0] * lr_factor
+
+    def accumulate(self, step: Step) -> None:
+        """The gradient of the mean loss of `step` is added to that of the optimizer step."""
+        conditioned = step._replace(conditioning=self._conditioning(step), tokens=None, sizes=None)
+        loss = self._objective.loss(self.family, conditioned).mean() / self.config.loop.accumulate
+        self._loss += loss.detach()
+        scaled = loss if self.loss_scale is None else loss * self.loss_scale.value
+        torch.autograd.backward(scaled)
+
+    def update(self) -> None:
+        """The adapters are moved along the gradient, which is zero again; `result` tells what happened."""
+        norm = torch.nn.utils.get_total_norm(self._grads)
+        divisor = torch.ones_like(norm)
+        if self.loss_scale is not None:
+            norm, divisor = norm / self.loss_scale.value, self.loss_scale.value
+        clip = self.config.loop.clip
+        skipped = (~(norm + self._loss).isfinite()).float()
+        # torch's fused optimizers divide by the one and leave everything as it was where the other is 1
+        self.optimizer.grad_scale = divisor / (clip / (norm + 1e-6)).clamp(max=1) if clip else divisor  # type: ignore[attr-defined]  # known to fused optimizers only
+        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]  # as above
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update()
+        if self.loss_scale is not None:
+            self.loss_scale.update(skipped)
+        self.result.copy_(torch.stack([self._loss, norm, skipped]))
+        self._loss.zero_()
+        torch._foreach_zero_(self._grads)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, by name; filling these tensors restores it."""
+        held = {f"weight/{name}": parameter.detach() for name, parameter in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state[parameter].items():
+                held[f"optimizer/{key}/{name}"] = value
+        if self.ema is not None:
+            held |= {f"ema/{n}": a for n, a in zip(self.parameters, self.ema.average, strict=True)}
+        if self.loss_scale is not None:
+            held |= {"scale/value": self.loss_scale.value, "scale/successes": self.loss_scale.successes}
+        return held
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Everything is as it was when `state` was taken. Raises RunError when it is not of such a run."""
+        own = self.state()
+        if set(own) != set(state) or any(own[name].shape != state[name].shape for name in own):
+            raise RunError("The checkpoint belongs to other adapters.", "Begin a new run.")
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+    def _conditioning(self, step: Step) -> Conditioning:
+        if step.conditioning is not None:
+            conditioning = step.conditioning
+        else:
+            assert step.tokens is not None
+            conditioning = self.family.encode_text(Tokens(step.tokens), clip_skip=self.config.base.clip_skip)
+        return conditioning if step.sizes is None else dataclasses.replace(conditioning, sizes=step.sizes)
+
+
+def _optimizer(network: Network, spec: OptimizerSpec, device: torch.device) -> torch.optim.Optimizer:
+    """The optimizer with its whole state, so that a captured step need not make it."""
+    parts = [
+        ("unet", network.parameters_of("unet"), spec.lr),
+        ("text", network.text_parameters, spec.text_lr),
+    ]
+    groups = [{"name": name, "params": found, "lr": lr} for name, found, lr in parts if found]
+    optimizer = spec.build(groups, device=device)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    # a first step that is left out makes the state and moves nothing
+    optimizer.found_inf = torch.ones((), device=device)  # type: ignore[attr-defined]  # known to fused optimizers only
+    optimizer.step()
+    return optimizer

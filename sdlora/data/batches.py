@@ -1,0 +1,235 @@
+"""What is trained on at a step: a pure function of (seed, step, image), ready as static tensors.
+
+There is no iterator state: `at(step)` can be asked in any order, by any process, and resuming is asking for
+the next step. All draws are made on the CPU, each for one image alone, so that they depend neither on the
+device nor on the rest of the batch.
+
+Shapes: B batch, C latent channels, h w latents, E text encoders, L tokens, D width, P pooled width.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdlora.config import TrainConfig
+from sdlora.contracts import Conditioning, Family, Step
+from sdlora.data.ahead import ahead
+from sdlora.data.buckets import Bucket, BucketPlan, plan
+from sdlora.data.cache import LatentCache, TextCache, View
+from sdlora.data.captions import all_captions, caption_at, varies, with_trigger
+from sdlora.data.chance import choices, generator, number
+from sdlora.data.images import place
+from sdlora.data.items import Dataset, Item
+
+STEPS_AHEAD = 3
+
+
+class Draw(NamedTuple):
+    """One use of an image in a pass: the `copy`-th, with a loss weight of `weight`."""
+
+    item: Item
+    copy: int
+    weight: float
+
+
+def plan_for(dataset: Dataset, config: TrainConfig, native_size: int) -> BucketPlan:
+    """The bucket plan of a run on a base of `native_size` pixels."""
+    return plan(
+        dataset.items,
+        resolution=config.data.resolution or native_size,
+        step=config.data.bucket_step,
+        max_aspect=config.data.max_aspect,
+        batch_size=config.loop.batch_size,
+    )
+
+
+def prepare(
+    dataset: Dataset,
+    config: TrainConfig,
+    family: Family,
+    *,
+    cache: Path,
+    train_text: bool,
+    on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> "Batches":
+    """The batches of a run, with everything encoded that can be encoded once.
+
+    Captions are encoded only when that can be kept: the text encoder is not trained, and captions do not
+    vary. `on_progress` is told (what, done, total); what it raises ends the work, which is kept.
+    """
+    buckets = plan_for(dataset, config, family.native_size)
+    latents = LatentCache(cache, family)
+    flips = (False, True) if config.data.flip else (False,)
+    views = [
+        View(item, bucket, flip)
+        for item, bucket in zip(buckets.items, buckets.bucket_of, strict=True)
+        for flip in flips
+    ]
+    latents.fill(views, lambda done, total: on_progress("encoding images", done, total))
+    texts = None
+    if not train_text and not varies(config.data.captions):
+        texts = TextCache(cache, family, clip_skip=config.base.clip_skip)
+        captions = {text for item in dataset.items for text in all_captions(item, config.data.captions)}
+        texts.fill(captions, lambda done, total: on_progress("encoding captions", done, total))
+    return Batches(buckets, config, family, latents=latents, texts=texts)
+
+
+def pass_order(buckets: BucketPlan, *, seed: int, number_of_pass: int) -> list[tuple[Bucket, list[Draw]]]:
+    """The batches of one pass, in order. All are full; the weights of each image add up to its repeats.
+
+    Where a bucket's samples do not fill its last batch, the first ones of its order are drawn again, and all
+    draws of a sample share its weight.
+    """
+    batches = []
+    for bucket in buckets.samples:
+        draws = _bucket_order(buckets, bucket, seed=seed, number_of_pass=number_of_pass)
+        for start in range(0, len(draws), buckets.batch_size):
+            place_in_pass = number(seed, "batch", number_of_pass, *bucket, start)
+            batches.append((place_in_pass, bucket, draws[start : start + buckets.batch_size]))
+    return [(bucket, draws) for _, bucket, draws in sorted(batches, key=lambda batch: batch[0])]
+
+
+def _bucket_order(buckets: BucketPlan, bucket: Bucket, *, seed: int, number_of_pass: int) -> list[Draw]:
+    samples = [
+        (item, repeat)
+        for item, its in zip(buckets.items, buckets.bucket_of, strict=True)
+        if its == bucket
+        for repeat in range(item.repeats)
+    ]
+    samples.sort(key=lambda sample: number(seed, "order", number_of_pass, sample[0].name, sample[1]))
+    slots = math.ceil(len(samples) / buckets.batch_size) * buckets.batch_size
+    laps, more = divmod(slots, len(samples))
+    draws = []
+    for slot in range(slots):
+        lap, index = divmod(slot, len(samples))
+        item, repeat = samples[index]
+        draws.append(Draw(item, repeat + lap * item.repeats, 1 / (laps + (index < more))))
+    return draws
+
+
+class Batches:
+    """The micro-batches of every step of a run."""
+
+    def __init__(
+        self,
+        buckets: BucketPlan,
+        config: TrainConfig,
+        family: Family,
+        *,
+        latents: LatentCache,
+        texts: TextCache | None,
+    ) -> None:
+        self.plan = buckets
+        self.config = config
+        self.family = family
+        self._latents = latents
+        self._texts = texts
+        self._masked = any(item.mask for item in buckets.items)
+        self._bucket_of = dict(zip((item.name for item in buckets.items), buckets.bucket_of, strict=True))
+        self._longest = "" if texts else _longest_caption(family, buckets.items, config)
+        self._order: tuple[int, list[tuple[Bucket, list[Draw]]]] = (-1, [])
+
+    @property
+    def batches_per_pass(self) -> int:
+        """Micro-batches in which every image was trained on `repeats` times."""
+        return self.plan.batches_per_pass
+
+    @property
+    def steps_per_pass(self) -> float:
+        """Optimizer steps a pass; whole when the micro-batches of a step divide those of a pass."""
+        return self.batches_per_pass / self.config.loop.accumulate
+
+    def at(self, step: int) -> tuple[Step, ...]:
+        """The micro-batches of optimizer step `step` (from 0), on the CPU; pinned for a CUDA device."""
+        first = step * self.config.loop.accumulate
+        return tuple(self._micro_batch(first + i) for i in range(self.config.loop.accumulate))
+
+    def stream(self, start: int = 0) -> Iterator[tuple[Step, ...]]:
+        """`at(start)`, `at(start + 1)` and so on without end, made by a thread a few steps ahead."""
+        return ahead(self.at, count(start), depth=STEPS_AHEAD)
+
+    def _micro_batch(self, index: int) -> Step:
+        number_of_pass, place_in_pass = divmod(index, self.batches_per_pass)
+        bucket, draws = self._pass(number_of_pass)[place_in_pass]
+        samples = [self._sample(draw, bucket, number_of_pass) for draw in draws]
+        captions = [sample.caption for sample in samples]
+        step = Step(
+            latents=torch.stack([sample.latents for sample in samples]),
+            noise=torch.stack([sample.noise for sample in samples]),
+            timesteps=torch.cat([sample.timestep for sample in samples]),
+            tokens=None if self._texts else self._tokens(captions),
+            conditioning=_stack([self._texts.read(text) for text in captions]) if self._texts else None,
+            sizes=self._sizes([draw.item for draw in draws], bucket),
+            weight=torch.tensor([draw.weight for draw in draws]),
+            mask=torch.stack([sample.mask for sample in samples]) if self._masked else None,
+        )
+        return _pinned(step) if self.family.device.type == "cuda" else step
+
+    def _pass(self, number_of_pass: int) -> list[tuple[Bucket, list[Draw]]]:
+        kept, order = self._order
+        if kept != number_of_pass:
+            order = pass_order(self.plan, seed=self.config.loop.seed, number_of_pass=number_of_pass)
+            self._order = (number_of_pass, order)
+        return order
+
+    def _sample(self, draw: Draw, bucket: Bucket, number_of_pass: int) -> "_Sample":
+        item, seed, objective = draw.item, self.config.loop.seed, self.config.objective
+        which = (item.name, number_of_pass, draw.copy)
+        flip = self.config.data.flip and choices(seed, "flip", *which).random() < 0.5
+        latents, mask = self._latents.read(View(item, bucket, flip))
+        chance = generator(seed, "noise", *which)
+        white = torch.randn(latents.shape, generator=chance)
+        return _Sample(
+            latents=latents,
+            mask=torch.ones_like(latents[:1]) if mask is None else mask,
+            noise=objective.shape_noise(white, chance),
+            timestep=objective.timesteps(generator(seed, "timestep", *which), 1),
+            caption=caption_at(item, self.config.data.captions, seed=seed, step_key=f"{which[1]} {which[2]}"),
+        )
+
+    def _tokens(self, captions: Sequence[str]) -> Tensor:
+        """Ids [B,E,L] of captions, as long as those of the longest of the dataset: shapes never change."""
+        return self.family.tokenize([*captions, self._longest]).ids[:-1]
+
+    def _sizes(self, items: Sequence[Item], bucket: Bucket) -> Tensor | None:
+        return self.family.sizes(
+            [(item.height, item.width) for item in items],
+            [place(item.width, item.height, bucket).top_left for item in items],
+            [(bucket.height, bucket.width)] * len(items),
+        )
+
+
+class _Sample(NamedTuple):
+    latents: Tensor
+    mask: Tensor
+    noise: Tensor
+    timestep: Tensor
+    caption: str
+
+
+def _longest_caption(family: Family, items: Sequence[Item], config: TrainConfig) -> str:
+    """The caption with the most tokens of all."""
+    captions = sorted({with_trigger(item.caption, config.data.captions.trigger) for item in items})
+    return max(captions, key=lambda caption: family.tokenize([caption]).ids.shape[-1])
+
+
+def _stack(conditionings: Sequence[Conditioning]) -> Conditioning:
+    """Conditionings of single captions as one of a batch."""
+    pooled = [one.pooled for one in conditionings if one.pooled is not None]
+    return Conditioning(
+        torch.stack([one.states for one in conditionings]), torch.stack(pooled) if pooled else None
+    )
+
+
+def _pinned(step: Step) -> Step:
+    """The same in page-locked memory, from which a CUDA device copies without waiting."""
+    parts = step._asdict()
+    parts |= {name: part.pin_memory() for name, part in parts.items() if isinstance(part, Tensor)}
+    if step.conditioning is not None:
+        parts["conditioning"] = step.conditioning.map(Tensor.pin_memory)
+    return Step(**parts)

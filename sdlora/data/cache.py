@@ -1,0 +1,165 @@
+"""What the frozen parts of a model make of images and captions, kept on disk.
+
+A key names everything that the result depends on: bytes of the image, of its mask and of the weights, size,
+crop and flip. So an entry is never stale; it is only no longer asked for. Filling a cache can be stopped
+at any time, `kill -9` included, and goes on where it was.
+
+Shapes: C latent channels, h w latents, L tokens, D width, P pooled width.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdlora.contracts import Conditioning, Family, Tokens
+from sdlora.data.ahead import ahead
+from sdlora.data.buckets import Bucket
+from sdlora.data.images import load, load_mask
+from sdlora.data.items import Item
+from sdlora.data.shards import Shards
+from sdlora.errors import ModelError
+
+Progress = Callable[[int, int], None]  # (done, total); what it raises ends the work, the done part is kept
+Entries = dict[str, dict[str, Tensor]]
+
+VERSION = 1  # to be raised when images are decoded, scaled or cropped differently
+IMAGES_AT_ONCE = 4
+CAPTIONS_AT_ONCE = 16
+SHARD_ENTRIES = 64
+SHARD_SECONDS = 5.0  # about as much work is lost at most
+
+
+class View(NamedTuple):
+    """An image as it is trained on."""
+
+    item: Item
+    bucket: Bucket
+    flip: bool = False
+
+
+class LatentCache:
+    """Latents [C,h,w] (fp32) and masks [1,h,w] of views, for one VAE."""
+
+    def __init__(self, folder: Path, family: Family) -> None:
+        self.family = family
+        self._shards = Shards(folder / "latents" / family.hash[:16])
+
+    def key(self, view: View) -> str:
+        """A digest of all that the latents of a view depend on."""
+        item, bucket = view.item, view.bucket
+        size = f"{bucket.width}x{bucket.height} centre"
+        return _digest(VERSION, self.family.hash, item.sha256, item.mask_sha256, size, view.flip)
+
+    def fill(self, views: Iterable[View], on_progress: Progress) -> None:
+        """All views can be read. Raises DatasetError (an image changed), ModelError or StorageError."""
+        wanted = {self.key(view): view for view in views}
+        missing = _missing(self._shards, wanted)
+        missing.sort(key=lambda key: (wanted[key].bucket, wanted[key].item.name))
+        chunks = [
+            [wanted[key] for key in chunk]
+            for _, keys in groupby(missing, key=lambda key: wanted[key].bucket)
+            for chunk in _chunks(list(keys), IMAGES_AT_ONCE)
+        ]
+        _store(self._shards, self._encode(chunks), total=len(missing), on_progress=on_progress)
+
+    def read(self, view: View) -> tuple[Tensor, Tensor | None]:
+        """Latents and mask (None where the image has none) of a view that was filled."""
+        entry = self._shards.read(self.key(view))
+        return entry["latents"], entry.get("mask")
+
+    def _encode(self, chunks: Sequence[Sequence[View]]) -> Iterator[Entries]:
+        for views, pixels, masks in ahead(self._load, chunks, depth=1):
+            try:
+                with torch.no_grad():
+                    latents = self.family.encode_images(pixels.to(self.family.device)).cpu()
+            except ModelError as error:
+                names = ", ".join(view.item.name for view in views)
+                raise ModelError(f"Encoding {names}: {error.message}", error.hint) from error
+            yield {
+                self.key(view): {"latents": latents[i].clone()} | ({} if mask is None else {"mask": mask})
+                for i, (view, mask) in enumerate(zip(views, masks, strict=True))
+            }
+
+    def _load(self, views: Sequence[View]) -> tuple[Sequence[View], Tensor, list[Tensor | None]]:
+        pixels = torch.stack([load(view.item, view.bucket, flip=view.flip) for view in views])
+        factor = self.family.latent.factor
+        masks = [
+            load_mask(view.item, view.bucket, factor=factor, flip=view.flip) if view.item.mask else None
+            for view in views
+        ]
+        return views, pixels, masks
+
+
+class TextCache:
+    """Token states [L,D] and pooled states [P] of captions, for one text encoder; all of one length."""
+
+    def __init__(self, folder: Path, family: Family, *, clip_skip: int) -> None:
+        self.family = family
+        self.clip_skip = clip_skip
+        self._shards = Shards(folder / "texts" / family.hash[:16])
+        self._keys: dict[str, str] = {}
+
+    def fill(self, captions: Iterable[str], on_progress: Progress) -> None:
+        """All captions can be read, each as long as the longest. Raises StorageError."""
+        texts = sorted(set(captions))
+        ids = self.family.tokenize(texts).ids
+        self._keys = {text: self._key(row) for text, row in zip(texts, ids, strict=True)}
+        rows = dict(zip(self._keys.values(), ids, strict=True))
+        missing = _missing(self._shards, rows)
+        chunks = [{key: rows[key] for key in chunk} for chunk in _chunks(missing, CAPTIONS_AT_ONCE)]
+        _store(self._shards, map(self._encode, chunks), total=len(missing), on_progress=on_progress)
+
+    def read(self, caption: str) -> Conditioning:
+        """The conditioning of a caption that was filled, without batch dimension."""
+        entry = self._shards.read(self._keys[caption])
+        return Conditioning(entry["states"], entry.get("pooled"))
+
+    def _key(self, ids: Tensor) -> str:
+        return _digest(VERSION, self.family.hash, self.clip_skip, self.family.dtype, ids.tolist())
+
+    def _encode(self, rows: Mapping[str, Tensor]) -> Entries:
+        tokens = Tokens(torch.stack(list(rows.values())).to(self.family.device))
+        with torch.no_grad():
+            encoded = self.family.encode_text(tokens, clip_skip=self.clip_skip).map(lambda part: part.cpu())
+        return {
+            key: {"states": encoded.states[i].clone()}
+            | ({} if encoded.pooled is None else {"pooled": encoded.pooled[i].clone()})
+            for i, key in enumerate(rows)
+        }
+
+
+def _missing(shards: Shards, keys: Iterable[str]) -> list[str]:
+    """The keys that are not there, or not whole."""
+    wanted = list(keys)
+    shards.forget_damaged(wanted)
+    return [key for key in wanted if key not in shards]
+
+
+def _store(shards: Shards, encoded: Iterable[Entries], *, total: int, on_progress: Progress) -> None:
+    """All entries are on the disk; those that came before an error too."""
+    waiting: Entries = {}
+    done, written = 0, time.monotonic()
+    try:
+        for entries in encoded:
+            waiting |= entries
+            done += len(entries)
+            if len(waiting) >= SHARD_ENTRIES or time.monotonic() - written > SHARD_SECONDS:
+                shards.write(waiting)
+                waiting, written = {}, time.monotonic()
+            on_progress(done, total)
+    finally:
+        shards.write(waiting)
+
+
+def _chunks(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (keys[start : start + size] for start in range(0, len(keys), size))
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.blake2b("\n".join(map(str, parts)).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,51 @@
+"""The caption of an image at a step.
+
+The order is kohya's, with the trigger last so that nothing takes it away:
+whole-caption dropout -> shuffle of the tags behind the kept ones -> tag dropout -> trigger in front.
+"""
+
+import re
+
+from sdlora.config import CaptionSpec
+from sdlora.data.chance import choices
+from sdlora.data.items import Item
+
+
+def caption_at(item: Item, spec: CaptionSpec, *, seed: int, step_key: str) -> str:
+    """What the text encoder is told of `item`: a pure function of seed, image and `step_key`."""
+    chance = choices(seed, "caption", item.name, step_key)
+    if chance.random() < spec.dropout:
+        return ""
+    caption = item.caption
+    if varies(spec):
+        tags = [tag for part in caption.split(",") if (tag := part.strip())]
+        kept, loose = tags[: spec.keep_tokens], tags[spec.keep_tokens :]
+        if spec.shuffle:
+            chance.shuffle(loose)
+        loose = [tag for tag in loose if chance.random() >= spec.tag_dropout]
+        caption = ", ".join((*kept, *loose))
+    return with_trigger(caption, spec.trigger)
+
+
+def all_captions(item: Item, spec: CaptionSpec) -> tuple[str, ...]:
+    """Every caption that `item` can have when its captions do not vary."""
+    whole = with_trigger(item.caption, spec.trigger)
+    return (whole, "") if spec.dropout else (whole,)
+
+
+def varies(spec: CaptionSpec) -> bool:
+    """Whether the tags of a caption change from step to step, so that their encodings cannot be kept."""
+    return spec.shuffle or spec.tag_dropout > 0
+
+
+def with_trigger(caption: str, trigger: str) -> str:
+    """`caption`, with `trigger` in front if it lacks it."""
+    trigger = trigger.strip()
+    if not trigger or has_trigger(caption, trigger):
+        return caption
+    return f"{trigger}, {caption}" if caption else trigger
+
+
+def has_trigger(caption: str, trigger: str) -> bool:
+    """Whether `trigger` stands in `caption` as words of its own, in any case: CLIP knows no capitals."""
+    return re.search(rf"(?<!\w){re.escape(trigger.strip())}(?!\w)", caption, re.IGNORECASE) is not None

@@ -1,0 +1,68 @@
+"""Tensors on disk that many runs share: entries of named tensors in safetensors files.
+
+A shard's name is the digest of its bytes. So it is complete or not there, two runs that write at once
+cannot harm each other, and damage shows when a shard is read.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from sdlora.files import write_atomic
+
+
+class Shards:
+    """The entries of all shards in `folder`; an entry is a few named tensors under a key."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._tensors: dict[str, dict[str, Path]] = {}  # key -> name of a tensor -> its shard
+        for path in sorted(folder.glob("*.safetensors")):
+            self._index(path)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._tensors
+
+    def write(self, entries: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """The entries are on the disk, in one shard. Raises StorageError."""
+        if not entries:
+            return
+        flat = {f"{key}/{name}": t.contiguous() for key, part in entries.items() for name, t in part.items()}
+        data = save(flat)
+        path = self.folder / f"{hashlib.blake2b(data, digest_size=16).hexdigest()}.safetensors"
+        write_atomic(path, data)
+        self._index(path)
+
+    def read(self, key: str) -> dict[str, Tensor]:
+        """The tensors of an entry, copied out of the file. Raises KeyError without one."""
+        parts = self._tensors[key]
+        with safe_open(next(iter(parts.values())), framework="pt") as shard:
+            return {name: shard.get_tensor(f"{key}/{name}") for name in parts}
+
+    def forget_damaged(self, keys: Iterable[str]) -> None:
+        """Of the shards that hold `keys`, those whose bytes are not what was written are deleted."""
+        shards = {path for key in keys for path in self._tensors.get(key, {}).values()}
+        for path in sorted(shards):
+            if hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() != path.stem:
+                self._drop(path)
+
+    def _index(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt") as shard:
+                names = list(shard.keys())
+        except (OSError, SafetensorError):
+            self._drop(path)
+            return
+        for full in names:
+            key, _, name = full.partition("/")
+            self._tensors.setdefault(key, {})[name] = path
+
+    def _drop(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        gone = [key for key, parts in self._tensors.items() if path in parts.values()]
+        for key in gone:
+            del self._tensors[key]

@@ -146,8 +146,13 @@ class Adapter(nn.Module):
     """
 
     kind: ClassVar[str]
-    # tensor names in a file after the module's key, e.g. "lora_down.weight"
+    # tensor names in a file after the module's key, e.g. "lora_down.weight"; the first is always there
     suffixes: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def recognises(cls, suffixes: frozenset[str]) -> bool:
+        """Whether a layer with exactly these tensors is of this kind: all are known, the first is there."""
+        return cls.suffixes[0] in suffixes and suffixes <= set(cls.suffixes)
 
     @classmethod
     def create(

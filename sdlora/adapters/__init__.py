@@ -16,8 +16,8 @@ class Placement:
 
     targets: str = option(
         "attention",
-        "Layers that are adapted: presets of the base (`attention`, ...) or regular expressions of module "
-        "paths, separated by commas",
+        "Layers that are adapted, separated by commas: the presets `attention`, `attention+mlp`, "
+        "`all-linear`, `all+conv`, or regular expressions found in module paths, such as `attn2`",
         label="Target layers",
     )
     unet: bool = option(True, "Teach the UNet", label="UNet")

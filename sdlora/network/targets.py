@@ -26,8 +26,10 @@ def resolve(
         )
     chosen: set[Layer] = set()
     for name in filter(None, (part.strip() for part in placement.targets.split(","))):
-        patterns = family.presets.get(name, (name,))
-        matched = {layer for layer in candidates if any(_search(p, layer.path) for p in patterns)}
+        # A preset's patterns match whole paths, a person's any part of one.
+        whole = "|".join(f"^(?:{pattern})$" for pattern in family.presets.get(name, ()))
+        pattern = _compiled(whole or name)
+        matched = {layer for layer in candidates if pattern.search(layer.path)}
         if not matched:
             raise ConfigError(
                 f'adapter.targets = "{name}" matches no layer of {family.title}.', _nearest(name, family)
@@ -50,9 +52,9 @@ def _wanted(component: str, placement: Placement) -> bool:
     return placement.unet if component == "unet" else placement.text_encoder
 
 
-def _search(pattern: str, path: str) -> bool:
+def _compiled(pattern: str) -> re.Pattern[str]:
     try:
-        return re.search(pattern, path) is not None
+        return re.compile(pattern)
     except re.error as error:
         raise ConfigError(
             f'adapter.targets = "{pattern}" is no regular expression: {error}.',

@@ -1,0 +1,256 @@
+"""Adapter files: any writer's in, kohya's or PEFT's out.
+
+`AdapterFile.open` checks a file and groups its keys by layer without reading a tensor; `resolve` makes the
+adapters of a base. `save` writes, reads back and compares.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sdlora.adapters import KINDS
+from sdlora.contracts import Adapter, Family, Layer
+from sdlora.errors import AdapterError, StorageError
+from sdlora.families import FAMILIES
+from sdlora.files import replacing
+from sdlora.network import container, keys
+from sdlora.network.container import Container
+from sdlora.network.detect import Detected, detect
+from sdlora.network.metadata import PEFT_KEY, peft, peft_alpha, peft_config, standard
+from sdlora.network.names import Name, index, name_of
+
+Format = Literal["kohya", "peft"]
+_Stored = Mapping[Layer, Mapping[str, Tensor]]
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The tensors of one layer in a file: suffix -> key. `path` is the layer as the file spells it."""
+
+    keys: Mapping[str, str]
+    path: str
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a file changes in a base: adapters by layer; keys that were used and that were not."""
+
+    adapters: Mapping[Layer, Adapter]
+    matched: tuple[str, ...]
+    unmatched: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """A checked adapter file. `foreign` are keys whose form no kind knows."""
+
+    container: Container
+    groups: Mapping[Name, Group]
+    foreign: tuple[str, ...]
+
+    @classmethod
+    def open(cls, path: Path) -> "AdapterFile":
+        """The file's header, checked and understood. Raises AdapterError for a file that is unsound."""
+        held = Container.open(path)
+        groups: dict[Name, dict[str, str]] = {}
+        paths: dict[Name, str] = {}
+        foreign = []
+        for key in held.entries:
+            parsed = keys.parse(key)
+            if parsed is None:
+                foreign.append(key)
+                continue
+            names = groups.setdefault(parsed.layer, {})
+            if parsed.suffix in names:
+                raise AdapterError(
+                    f"{path} holds {parsed.suffix} twice: as {names[parsed.suffix]} and {key}."
+                )
+            names[parsed.suffix] = key
+            paths[parsed.layer] = parsed.path
+        return cls(held, {name: Group(names, paths[name]) for name, names in groups.items()}, tuple(foreign))
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.container.path
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The texts of its header."""
+        return self.container.metadata
+
+    @cached_property
+    def detected(self) -> Detected:
+        """The family that it was made for."""
+        entries = self.container.entries
+        shapes = {
+            name: {suffix: entries[key].shape for suffix, key in group.keys.items()}
+            for name, group in self.groups.items()
+        }
+        return detect(shapes, entries, self.metadata)
+
+    def kind_of(self, name: Name) -> type[Adapter] | None:
+        """The kind that reads all tensors of a layer, None where there is none."""
+        suffixes = frozenset(self.groups[name].keys)
+        return next((kind for _, kind in KINDS.items() if kind.recognises(suffixes)), None)
+
+    def tensors(self, name: Name) -> dict[str, Tensor]:
+        """Suffix -> tensor of one layer, with the alpha that PEFT's configuration gives it."""
+        group = self.groups[name]
+        held = self.container.read(group.keys.values())
+        tensors = {suffix: held[key] for suffix, key in group.keys.items()}
+        if not all(tensor.is_floating_point() for tensor in tensors.values()):
+            raise AdapterError(f"{self.path}: the tensors of {group.path} are no fractions.")
+        down = tensors.get("lora_down.weight")
+        if "alpha" not in tensors and down is not None and down.ndim:
+            config = peft_config(self.metadata, name.component) or self._folder_config
+            alpha = peft_alpha(config, group.path, down.shape[0])
+            if alpha is not None:
+                tensors["alpha"] = torch.tensor(alpha)
+        return tensors
+
+    def adapter(self, name: Name, layer: nn.Module) -> Adapter:
+        """The adapter of one layer. Raises AdapterError when no kind reads it or it does not fit."""
+        group = self.groups[name]
+        kind = self.kind_of(name)
+        if kind is None:
+            raise AdapterError(
+                f"{self.path}: {group.path} has the tensors {', '.join(sorted(group.keys))}, "
+                "which belong to no known kind of adapter."
+            )
+        try:
+            return kind.read(self.tensors(name), layer)
+        except AdapterError as error:
+            hint = error.hint or f"It was made for {self.detected.title}, perhaps of another width."
+            raise AdapterError(f"{self.path}: {group.path} does not fit: {error.message}", hint) from None
+
+    def resolve(self, family: Family) -> Resolved:
+        """The adapters of the family's layers.
+
+        Raises AdapterError when nothing matches, a shape does not fit, or the file is for another family.
+        """
+        if self.detected.excludes(family.name):
+            raise self._foreign_to(family)
+        layers = index(family)
+        adapters: dict[Layer, Adapter] = {}
+        matched: list[str] = []
+        unmatched = list(self.foreign)
+        for name, group in self.groups.items():
+            if name in layers and self.kind_of(name) is not None:
+                layer = layers[name]
+                module = family.components[layer.component].get_submodule(layer.path)
+                adapters[layer] = self.adapter(name, module)
+                matched.extend(group.keys.values())
+            else:
+                unmatched.extend(group.keys.values())
+        if not adapters:
+            raise self._foreign_to(family)
+        return Resolved(adapters, tuple(matched), tuple(unmatched))
+
+    @cached_property
+    def _folder_config(self) -> dict[str, Any]:  # Any: parsed JSON
+        # PEFT's own folders keep the configuration beside the tensors.
+        try:
+            config = json.loads((self.path.parent / "adapter_config.json").read_text())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return config if isinstance(config, dict) else {}
+
+    def _foreign_to(self, family: Family) -> AdapterError:
+        if self.detected.excludes(family.name):
+            return AdapterError(
+                f"{self.path} was made for {self.detected.title} ({self.detected.evidence}); "
+                f"the base is {family.title}.",
+                f"Choose a base of {self.detected.title}, or another adapter.",
+            )
+        first = next(iter(self.container.entries), "it is empty")
+        return AdapterError(
+            f"{self.path} changes nothing in {family.title}: none of its {len(self.container.entries)} "
+            f"tensors names one of its layers ({first[:100]}).",
+            "Choose the base that it was made for.",
+        )
+
+
+def save(
+    path: Path,
+    adapters: Mapping[Layer, Adapter],
+    *,
+    family_name: str,
+    metadata: Mapping[str, str] | None = None,
+    dtype: str = "fp16",
+    format: Format = "kohya",
+) -> AdapterFile:
+    """`path` holds the adapters, whole, read back and found equal; equal arguments give equal bytes.
+
+    `metadata` is added to what the adapters tell themselves, and wins. `dtype` is fp16, bf16 or fp32; alpha
+    stays fp32. Raises AdapterError for values that `dtype` cannot hold, StorageError when writing fails.
+    """
+    if not adapters:
+        raise AdapterError(f"{path} would hold no layer.", "Name target layers.")
+    stored = {layer: _stored(adapter, DTYPES[dtype], layer) for layer, adapter in adapters.items()}
+    texts = standard(adapters, family_name, path.stem) | dict(metadata or {})
+    if format == "peft":
+        tensors = _peft_tensors(stored)
+        texts[PEFT_KEY] = peft(adapters)
+    else:
+        tensors = _kohya_tensors(stored, family_name)
+    with replacing(path) as temporary:
+        container.write(temporary, tensors, texts)
+        _verify(temporary, stored)
+    return AdapterFile.open(path)
+
+
+def _kohya_tensors(stored: _Stored, family_name: str) -> dict[str, Tensor]:
+    prefixes = FAMILIES.get(family_name).file_prefixes
+    sgm = family_name in keys.SGM_FAMILIES
+    return {
+        keys.kohya(layer, suffix, prefix=prefixes[layer.component], sgm=sgm): tensor
+        for layer, tensors in stored.items()
+        for suffix, tensor in tensors.items()
+    }
+
+
+def _peft_tensors(stored: _Stored) -> dict[str, Tensor]:
+    found = {suffix for tensors in stored.values() for suffix in tensors}
+    if unknown := found - {*keys.PEFT_SUFFIXES, "alpha"}:
+        raise AdapterError(
+            f"PEFT's form has no place for {', '.join(sorted(unknown))}.", "Save it in kohya's form."
+        )
+    return {
+        keys.peft(layer, suffix): tensor
+        for layer, tensors in stored.items()
+        for suffix, tensor in tensors.items()
+        if suffix != "alpha"
+    }
+
+
+def _stored(adapter: Adapter, dtype: torch.dtype, layer: Layer) -> dict[str, Tensor]:
+    tensors = {}
+    for suffix, tensor in adapter.tensors().items():
+        tensors[suffix] = tensor.detach().cpu().to(torch.float32 if suffix == "alpha" else dtype)
+        if not bool(tensors[suffix].isfinite().all()):
+            raise AdapterError(
+                f"The adapter of {layer.component}.{layer.path} has values that are not finite or too large "
+                f"for {dtype}.",
+                "Train again with a lower learning rate, or save as fp32.",
+            )
+    return tensors
+
+
+def _verify(path: Path, stored: _Stored) -> None:
+    file = AdapterFile.open(path)
+    expected = {name_of(layer): tensors for layer, tensors in stored.items()}
+    if file.foreign or set(file.groups) != set(expected):
+        raise StorageError(f"{path} does not hold the layers that were written.", "Check the disk.")
+    for name, tensors in expected.items():
+        found = file.tensors(name)
+        same = found.keys() == tensors.keys() and all(torch.equal(found[s], tensors[s]) for s in found)
+        if not same or file.kind_of(name) is None:
+            raise StorageError(f"{path} reads back differently at {name.name}.", "Check the disk.")

@@ -1,0 +1,130 @@
+"""What an adapter file is, told without a base: for lists, cards and `sdlora inspect`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from sdlora.network.codec import AdapterFile
+from sdlora.network.metadata import tag_frequency
+from sdlora.network.names import Name
+
+_RANK = ("lora_down.weight", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterInfo:
+    """Facts of an adapter file.
+
+    `ranks` and `alphas` are (lowest, highest) or None; `modules` counts layers by component; `unread` are
+    keys that no kind knows; `weight` is what its author recommends; `hash` the 12 hex digits that A1111
+    writes into pictures; `problem` says why the file cannot do anything, "" where it can.
+    """
+
+    path: Path
+    title: str
+    family: str
+    family_title: str
+    evidence: str
+    kinds: tuple[str, ...]
+    ranks: tuple[float, float] | None
+    alphas: tuple[float, float] | None
+    modules: Mapping[str, int]
+    unread: tuple[str, ...]
+    triggers: tuple[str, ...]
+    weight: float | None
+    hash: str
+    bytes: int
+    metadata: Mapping[str, str]
+    problem: str
+
+
+def inspect(path: Path) -> AdapterInfo:
+    """What `path` is. Raises AdapterError when it is no sound safetensors file."""
+    file = AdapterFile.open(path)
+    card = sidecar(path)
+    kinds = {name: file.kind_of(name) for name in file.groups}
+    known = [name for name, kind in kinds.items() if kind is not None]
+    tensors = {name: file.tensors(name) for name in known}
+    unknown = [key for name, kind in kinds.items() if kind is None for key in file.groups[name].keys.values()]
+    return AdapterInfo(
+        path=path,
+        title=file.metadata.get("modelspec.title") or file.metadata.get("ss_output_name") or path.stem,
+        family=file.detected.family,
+        family_title=file.detected.title,
+        evidence=file.detected.evidence,
+        kinds=tuple(sorted({kind.kind for kind in kinds.values() if kind is not None})),
+        ranks=_spread(
+            [float(t[s].shape[0]) for t in tensors.values() for s in _RANK if s in t and t[s].ndim]
+        ),
+        alphas=_spread(
+            [t["alpha"].item() for t in tensors.values() if "alpha" in t and t["alpha"].numel() == 1]
+        ),
+        modules=_counted(known),
+        unread=(*file.foreign, *unknown),
+        triggers=_triggers(file.metadata, card),
+        weight=_number(card.get("preferred weight")),
+        hash=short_hash(file),
+        bytes=path.stat().st_size,
+        metadata=file.metadata,
+        problem=_problem(tensors),
+    )
+
+
+def short_hash(file: AdapterFile) -> str:
+    """The 12 hex digits that A1111 calls the file by: of its payload, as its header says if it does."""
+    told = file.metadata.get("sshs_model_hash", "")
+    return (told if len(told) == 64 else file.container.payload_hash())[:12]
+
+
+def sidecar(path: Path) -> dict[str, object]:
+    """The texts that A1111 keeps beside an adapter in NAME.json; {} where there are none."""
+    try:
+        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return card if isinstance(card, dict) else {}
+
+
+def _triggers(metadata: Mapping[str, str], card: Mapping[str, object]) -> tuple[str, ...]:
+    """Words that call the adapter up: as its author says, else the commonest tags of its captions."""
+    for told in (metadata.get("modelspec.trigger_phrase"), card.get("activation text")):
+        if isinstance(told, str) and told.strip():
+            return tuple(word.strip() for word in told.split(",") if word.strip())
+    return tuple(tag for tag in tag_frequency(metadata) if tag)[:8]
+
+
+def _problem(tensors: Mapping[Name, Mapping[str, Tensor]]) -> str:
+    if not tensors:
+        return "It holds no layer of a known kind."
+    broken = [
+        name for name, held in tensors.items() if not all(bool(t.isfinite().all()) for t in held.values())
+    ]
+    if broken:
+        return f"{len(broken)} of its {len(tensors)} layers hold values that are not finite."
+    if all(_is_dead(held) for held in tensors.values()):
+        return "It changes nothing: all its deltas are zero."
+    return ""
+
+
+def _is_dead(tensors: Mapping[str, Tensor]) -> bool:
+    # One zero factor makes the whole product zero.
+    factors = [t for s, t in tensors.items() if s.startswith(("lora_", "hada_", "lokr_", "diff", "alpha"))]
+    return any(not bool(factor.any()) for factor in factors)
+
+
+def _counted(names: list[Name]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name.component] = counts.get(name.component, 0) + 1
+    return counts
+
+
+def _spread(values: list[float]) -> tuple[float, float] | None:
+    return (min(values), max(values)) if values else None
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and value else None

@@ -1,0 +1,119 @@
+"""Texts in an adapter file's header: sd-scripts' `ss_*`, Stability's `modelspec.*`, PEFT's configuration.
+
+The names are conventions of the field; all values are texts.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sdlora.contracts import Adapter, Layer
+
+_BASES = {
+    "sd1": ("sd_v1", "stable-diffusion-v1/lora"),
+    "sd2": ("sd_v2", "stable-diffusion-v2-512/lora"),
+    "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
+}
+PEFT_KEY = "lora_adapter_metadata"
+
+
+def standard(adapters: Mapping[Layer, Adapter], family_name: str, name: str) -> dict[str, str]:
+    """The texts that every reader expects, as far as the adapters themselves tell them."""
+    ranks, alphas = _spread(adapters, "lora_down.weight"), _spread(adapters, "alpha")
+    plain = all(adapter.kind == "lora" for adapter in adapters.values())
+    texts = {
+        "ss_output_name": name,
+        "ss_network_module": "networks.lora" if plain else "lycoris.kohya",
+        "ss_network_dim": _one(ranks),
+        "ss_network_alpha": _one(alphas),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": name,
+    }
+    if family_name in _BASES:
+        version, architecture = _BASES[family_name]
+        texts |= {
+            "ss_base_model_version": version,
+            "ss_v2": str(family_name == "sd2"),
+            "modelspec.architecture": architecture,
+        }
+    return texts
+
+
+def peft(adapters: Mapping[Layer, Adapter]) -> str:
+    """PEFT's configuration of the adapters as diffusers stores it; ranks and alphas of every layer."""
+    table: dict[str, object] = {}
+    for component in dict.fromkeys(layer.component for layer in adapters):
+        mine = {layer: a.tensors() for layer, a in adapters.items() if layer.component == component}
+        ranks = {layer.path: int(t["lora_down.weight"].shape[0]) for layer, t in mine.items()}
+        alphas = {layer.path: float(t["alpha"]) for layer, t in mine.items()}
+        rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
+        config = {
+            "r": rank,
+            "lora_alpha": alpha,
+            "rank_pattern": {path: r for path, r in ranks.items() if r != rank},
+            "alpha_pattern": {path: a for path, a in alphas.items() if a != alpha},
+            "target_modules": sorted(ranks),
+            "use_dora": any("dora_scale" in tensors for tensors in mine.values()),
+        }
+        table |= {f"{component}.{key}": value for key, value in config.items()}
+    return json.dumps(table, sort_keys=True)
+
+
+def peft_alpha(config: Mapping[str, Any], path: str, rank: int) -> float | None:  # Any: parsed JSON
+    """The alpha that PEFT's configuration (of one component) gives a layer, None where it gives none."""
+    alpha = config.get("lora_alpha")
+    patterns = config.get("alpha_pattern")
+    if isinstance(patterns, dict):
+        alpha = next((a for pattern, a in patterns.items() if _suffix_of(path, pattern)), alpha)
+    if not isinstance(alpha, (int, float)):
+        return None
+    return alpha * math.sqrt(rank) if config.get("use_rslora") else float(alpha)
+
+
+def peft_config(metadata: Mapping[str, str], component: str) -> dict[str, Any]:  # Any: parsed JSON
+    """One component's part of PEFT's configuration in a header, {} where there is none."""
+    try:
+        table = json.loads(metadata.get(PEFT_KEY, "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(table, dict):
+        return {}
+    return {
+        key.removeprefix(f"{component}."): v for key, v in table.items() if key.startswith(f"{component}.")
+    }
+
+
+def tag_frequency(metadata: Mapping[str, str]) -> dict[str, int]:
+    """How often each tag stood in the training captions, most frequent first; {} where it is not told."""
+    try:
+        folders = json.loads(metadata.get("ss_tag_frequency", "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    counts: dict[str, int] = {}
+    for tags in folders.values() if isinstance(folders, dict) else ():
+        for tag, count in tags.items() if isinstance(tags, dict) else ():
+            if isinstance(count, int):
+                counts[tag.strip()] = counts.get(tag.strip(), 0) + count
+    return dict(sorted(counts.items(), key=lambda pair: -pair[1]))
+
+
+def _suffix_of(path: str, pattern: str) -> bool:
+    # PEFT matches a pattern at the end of a path, after a dot; a broken one matches nothing.
+    try:
+        return re.fullmatch(rf"(.*\.)?({pattern})", path) is not None
+    except re.error:
+        return False
+
+
+def _spread(adapters: Mapping[Layer, Adapter], suffix: str) -> list[float]:
+    found = (adapter.tensors().get(suffix) for adapter in adapters.values())
+    return [float(t) if t.ndim == 0 else float(t.shape[0]) for t in found if t is not None]
+
+
+def _one(values: list[float]) -> str:
+    if not values:
+        return "None"
+    return f"{values[0]:g}" if len(set(values)) == 1 else "Dynamic"

@@ -1,0 +1,123 @@
+"""Names of modules: one canonical name for a layer, whatever a file calls it.
+
+Files spell a layer of Stable Diffusion in the block names of diffusers (`down_blocks.1.attentions.0`) or of
+the original code, called sgm here (`input_blocks.4.1`), with dots or underscores, and a text encoder's
+with or without `text_model`. The canonical name is diffusers' path with underscores, without
+`text_model`; it is computed from the text alone, so that files can be compared without a model.
+"""
+
+import re
+from typing import NamedTuple
+
+from torch import nn
+
+from sdlora.contracts import Family, Layer
+
+
+class Name(NamedTuple):
+    """A layer: component (`unet`, `text_encoder`, `text_encoder_2`) and canonical name in it."""
+
+    component: str
+    name: str
+
+
+def name_of(layer: Layer) -> Name:
+    """The canonical name of a layer."""
+    return canonical(layer.component, layer.path)
+
+
+def canonical(component: str, path: str) -> Name:
+    """The canonical name of the layer that a file calls `path`, dotted or with underscores."""
+    flat = path.replace(".", "_")
+    if component == "unet":
+        flat = flat.replace("_processor_", "_")
+        flat = re.sub(r"_to_out$", "_to_out_0", flat)
+        return Name(component, _from_sgm(flat))
+    flat = flat.removeprefix("text_model_")
+    return Name(component, re.sub(r"_self_attn_to_(q|k|v|out)$", r"_self_attn_\1_proj", flat))
+
+
+def index(family: Family) -> dict[Name, Layer]:
+    """Canonical name -> layer, of every module of the family that has a weight or a bias of its own."""
+    return {
+        canonical(component, path): Layer(component, path)
+        for component, root in family.components.items()
+        for path, module in root.named_modules()
+        if path and _has_weight(module)
+    }
+
+
+def _has_weight(module: nn.Module) -> bool:
+    return any(name in ("weight", "bias") for name, _ in module.named_parameters(recurse=False))
+
+
+def to_sgm(name: str) -> str:
+    """The canonical UNet name in the block names of the original code, as SDXL adapters are written."""
+    if name in _TOP:
+        return _TOP[name]
+    for pattern, change in _TO_SGM:
+        if match := re.fullmatch(pattern, name):
+            block, layer, rest = int(match["block"]), int(match["layer"]), match["rest"]
+            return change.format(
+                n=3 * block + layer,
+                n1=3 * block + layer + 1,
+                n2=3 * block + 2,
+                n3=3 * block + 3,
+                m=layer * 2,
+                rest=_RESNET.get(rest, rest),
+            )
+    return name
+
+
+def _from_sgm(name: str) -> str:
+    if name in _TOP_BACK:
+        return _TOP_BACK[name]
+    if match := re.fullmatch(r"(input|output)_blocks_(\d+)_(\d+)_(.+)", name):
+        side, number, part, rest = match[1], int(match[2]), match[3], match[4]
+        block, layer = divmod(number - 1 if side == "input" else number, 3)
+        where = "down_blocks" if side == "input" else "up_blocks"
+        if rest == "op":
+            return f"{where}_{block}_downsamplers_0_conv"
+        if rest == "conv":
+            return f"{where}_{block}_upsamplers_0_conv"
+        return f"{where}_{block}_{_part(part == '0', layer, rest)}"
+    if match := re.fullmatch(r"middle_block_(\d)_(.+)", name):
+        return f"mid_block_{_part(match[1] != '1', int(match[1]) // 2, match[2])}"
+    return name
+
+
+def _part(resnet: bool, layer: int, rest: str) -> str:
+    return f"resnets_{layer}_{_RESNET_BACK.get(rest, rest)}" if resnet else f"attentions_{layer}_{rest}"
+
+
+_TOP = {
+    "conv_in": "input_blocks_0_0",
+    "conv_norm_out": "out_0",
+    "conv_out": "out_2",
+    "time_embedding_linear_1": "time_embed_0",
+    "time_embedding_linear_2": "time_embed_2",
+    "add_embedding_linear_1": "label_emb_0_0",
+    "add_embedding_linear_2": "label_emb_0_2",
+}
+_RESNET = {
+    "norm1": "in_layers_0",
+    "conv1": "in_layers_2",
+    "time_emb_proj": "emb_layers_1",
+    "norm2": "out_layers_0",
+    "conv2": "out_layers_3",
+    "conv_shortcut": "skip_connection",
+}
+_TOP_BACK = {sgm: name for name, sgm in _TOP.items()}
+_RESNET_BACK = {sgm: name for name, sgm in _RESNET.items()}
+_WHERE = r"(?P<block>\d+)_{part}_(?P<layer>\d+)_(?P<rest>.+)"
+# `.op` and `.conv` of the resamplers keep one place: SDXL's up-blocks with an upsampler all have attention.
+_TO_SGM = (
+    ("down_blocks_" + _WHERE.format(part="resnets"), "input_blocks_{n1}_0_{rest}"),
+    ("down_blocks_" + _WHERE.format(part="attentions"), "input_blocks_{n1}_1_{rest}"),
+    ("down_blocks_" + _WHERE.format(part="downsamplers"), "input_blocks_{n3}_0_op"),
+    ("up_blocks_" + _WHERE.format(part="resnets"), "output_blocks_{n}_0_{rest}"),
+    ("up_blocks_" + _WHERE.format(part="attentions"), "output_blocks_{n}_1_{rest}"),
+    ("up_blocks_" + _WHERE.format(part="upsamplers"), "output_blocks_{n2}_2_conv"),
+    (r"mid_(?P<block>block)_resnets_(?P<layer>\d+)_(?P<rest>.+)", "middle_block_{m}_{rest}"),
+    (r"mid_(?P<block>block)_attentions_(?P<layer>\d+)_(?P<rest>.+)", "middle_block_1_{rest}"),
+)

@@ -1,0 +1,109 @@
+"""Stacks of adapters as patched weights: exact for every kind, and no cost while sampling.
+
+The pristine weights are kept beside the patched ones and copied back; nothing is ever subtracted.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sdlora.contracts import Adapter, Family, Layer
+from sdlora.network.attach import module_of
+from sdlora.network.codec import AdapterFile
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An adapter of a stack: its file, its weight, and another for text encoders (None: the same)."""
+
+    file: Path
+    weight: float = 1.0
+    text_weight: float | None = None
+
+    def weight_of(self, component: str) -> float:
+        """The multiplier of its deltas in `component`."""
+        return self.weight if component == "unet" or self.text_weight is None else self.text_weight
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What became of an entry: layers changed by component, keys of its file used and not used."""
+
+    entry: Entry
+    layers: Mapping[str, int]
+    matched: tuple[str, ...]
+    unmatched: tuple[str, ...]
+
+
+@contextmanager
+def stacked(family: Family, entries: Sequence[Entry]) -> Iterator[tuple[Applied, ...]]:
+    """Inside, the family's weights are its own plus every entry's delta; after it, bit for bit as before.
+
+    Raises AdapterError when a file is unsound, for another family, or changes nothing.
+    """
+    patch = Patch(family)
+    try:
+        yield patch.apply(entries)
+    finally:
+        patch.restore()
+
+
+class Patch:
+    """A family whose weights carry a stack that may be changed: only layers that differ are written."""
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._pristine: dict[Layer, Tensor] = {}
+        self._carried: dict[Layer, tuple[tuple[Adapter, float], ...]] = {}
+
+    def apply(self, entries: Sequence[Entry]) -> tuple[Applied, ...]:
+        """The weights are the pristine ones plus every entry's delta, whatever they carried before.
+
+        Raises AdapterError before any weight is touched.
+        """
+        reports: list[Applied] = []
+        wanted: dict[Layer, list[tuple[Adapter, float]]] = {}
+        for entry in entries:
+            resolved = AdapterFile.open(entry.file).resolve(self._family)
+            for layer, adapter in resolved.adapters.items():
+                if weight := entry.weight_of(layer.component):
+                    wanted.setdefault(layer, []).append((adapter, weight))
+            reports.append(Applied(entry, _counted(resolved.adapters), resolved.matched, resolved.unmatched))
+        for layer in [layer for layer in self._carried if layer not in wanted]:
+            self._put_back(layer)
+        for layer, parts in wanted.items():
+            if self._carried.get(layer) != tuple(parts):
+                self._carry(layer, tuple(parts))
+        return tuple(reports)
+
+    def restore(self) -> None:
+        """Every weight is, bit for bit, what it was before the first stack."""
+        for layer in list(self._pristine):
+            self._put_back(layer)
+
+    @torch.no_grad()
+    def _carry(self, layer: Layer, parts: tuple[tuple[Adapter, float], ...]) -> None:
+        weight = module_of(self._family, layer).get_parameter("weight")
+        pristine = self._pristine.setdefault(layer, weight.detach().clone())
+        total = pristine.float()
+        for adapter, multiplier in parts:
+            # Every delta is that of the pristine weight, so that the order of a stack does not matter.
+            total = total + multiplier * adapter.delta(pristine)
+        weight.copy_(total)
+        self._carried[layer] = parts
+
+    @torch.no_grad()
+    def _put_back(self, layer: Layer) -> None:
+        module_of(self._family, layer).get_parameter("weight").copy_(self._pristine.pop(layer))
+        self._carried.pop(layer, None)
+
+
+def _counted(layers: Mapping[Layer, Adapter]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for layer in layers:
+        counts[layer.component] = counts.get(layer.component, 0) + 1
+    return counts

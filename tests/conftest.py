@@ -1,15 +1,58 @@
-"""Fixtures that more than one folder of tests uses."""
+"""What every test meets: no network, no telemetry, a reason for each skip; fixtures of several folders."""
 
+import os
+import shutil
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from sdlora.contracts import Family
-from sdlora.loading import load_family
-from tests.models import make_sd1
-from tests.pictures import make_folder
+if TYPE_CHECKING:  # heavy: a run of the light tests alone must not wait for torch
+    from sdlora.contracts import Family
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Before anything of theirs is imported. Child processes inherit all of it, and find sdlora from any folder.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+os.environ.pop("SDLORA_HOME", None)
+
+
+@cache
+def find_chromium() -> str | None:
+    """The browser that drives the page in tests."""
+    names = (os.environ.get("SDLORA_CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+@cache
+def has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("browser") and find_chromium() is None:
+        pytest.skip("no Chromium: `apt-get install chromium`, or name one in SDLORA_CHROMIUM")
+    if item.get_closest_marker("gpu") and not has_cuda():
+        pytest.skip("no CUDA device")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of the browser, for playwright's `executable_path`."""
+    return find_chromium() or pytest.skip("no Chromium")
+
+
+@pytest.fixture(scope="session")
+def shared_fixtures() -> Path:
+    """The folder of adapters that other tools wrote, which SDLORA_FIXTURES names."""
+    folder = os.environ.get("SDLORA_FIXTURES")
+    return Path(folder) if folder else pytest.skip("SDLORA_FIXTURES names no folder of other tools' files")
 
 
 @dataclass(frozen=True)
@@ -17,17 +60,16 @@ class TinyModel:
     """A base model's folder and the family loaded from it, on the CPU in fp32."""
 
     folder: Path
-    family: Family
+    family: "Family"
 
 
 @pytest.fixture(scope="session")
 def tiny_sd1(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """A Stable Diffusion 1 of true topology, 64 pixels, random weights of a fixed seed."""
+    import torch
+
+    from sdlora.loading import load_family
+    from tests.models import make_sd1
+
     folder = make_sd1(tmp_path_factory.mktemp("models") / "tiny-sd1")
     return TinyModel(folder, load_family(str(folder), device="cpu", dtype=torch.float32))
-
-
-@pytest.fixture
-def image_folder(tmp_path: Path) -> Path:
-    """Six drawn pictures of three shapes, with captions."""
-    return make_folder(tmp_path / "pictures")

@@ -23,9 +23,6 @@ COMMANDS = {
     "generate": "draw pictures with any number of adapters",
     "inspect": "tell what an adapter file holds",
     "merge": "make one adapter file of several",
-    "resize": "change the rank of an adapter",
-    "extract": "make an adapter of the difference of two checkpoints",
-    "bake": "add adapters to a full checkpoint",
     "options": "list every option of a run",
     "ui": "start the web page",
     "worker": argparse.SUPPRESS,
@@ -33,7 +30,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit code is 0 only on success, 2 for a mistake of the person, 130 when cancelled."""
+    """Runs the command. The exit code is 0 only on success, 2 for a person's mistake, 130 when cancelled."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in words
     try:
@@ -46,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1  # the reader of our output has gone; there is nobody left to tell
     except SdloraError as error:
         return _tell(error, as_json, error.exit_code)
-    except Exception as error:  # the process edge: a person never meets a traceback
+    except Exception as error:  # noqa: BLE001  # the process edge: a person never meets a traceback
         return _tell(_unexpected(error), as_json, 1)
 
 
@@ -63,21 +60,23 @@ def _run(words: list[str]) -> int:
         hint = f'Did you mean "{near[0]}"?' if near else f"Commands: {', '.join(_public())}."
         raise ConfigError(f'"{name}" is no command of sdlora.', hint)
     command = importlib.import_module(f"sdlora.commands.{name}")
-    parser = _Parser(prog=f"sdlora {name}", description=command.__doc__, formatter_class=_Help, allow_abbrev=False)
+    parser = _Parser(prog=f"sdlora {name}", description=command.__doc__)
     command.add_arguments(parser)
     options, rest = split_options(words[1:])
     parsed = parser.parse_args(rest)
     if options and not hasattr(parsed, "options"):
-        raise ConfigError(f'"sdlora {name}" does not take "--{next(iter(options))}".', f"See `{parser.prog} --help`.")
+        refused = f'"{parser.prog}" does not take "--{next(iter(options))}".'
+        raise ConfigError(refused, f"See `{parser.prog} --help`.")
     parsed.options = options
     code: int = command.run(parsed)
     return code
 
 
 def split_options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The options of the tree among `words` (`--a.b value`, `--a.b=value`, a bare `--a.b` for true), and the rest.
+    """The options of the tree among `words`, and the rest.
 
-    An option given several times becomes a list, one line a value.
+    They are `--a.b value`, `--a.b=value` or a bare `--a.b` for true. One that is given several times becomes
+    a list, one line a value.
     """
     found: dict[str, str] = {}
     rest: list[str] = []
@@ -99,12 +98,12 @@ def split_options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 class _Parser(argparse.ArgumentParser):
     """argparse with our errors: one sentence, exit code 2, and no usage block in the way."""
 
+    def __init__(self, *, prog: str, description: str | None) -> None:
+        kept_lines = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=prog, description=description, formatter_class=kept_lines, allow_abbrev=False)
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message[0].upper()}{message[1:]}.", f"See `{self.prog} --help`.")
-
-
-class _Help(argparse.RawDescriptionHelpFormatter):
-    """Help texts keep the line breaks of a command's own description."""
 
 
 def _public() -> list[str]:
@@ -112,7 +111,8 @@ def _public() -> list[str]:
 
 
 def _overview() -> str:
-    lines = ["usage: sdlora COMMAND ...", "", "Teach Stable Diffusion a style or a character, and mix the adapters.", ""]
+    purpose = "Teach Stable Diffusion a style or a character, and mix the adapters."
+    lines = ["usage: sdlora COMMAND ...", "", purpose, ""]
     lines += [f"  {name:<10}{COMMANDS[name]}" for name in _public()]
     return "\n".join([*lines, "", "`sdlora COMMAND --help` tells more."])
 
@@ -126,9 +126,10 @@ def _tell(error: SdloraError, as_json: bool, code: int) -> int:
 
 
 def _unexpected(error: Exception) -> SdloraError:
-    with tempfile.NamedTemporaryFile("w", prefix="sdlora-", suffix=".log", delete=False, encoding="utf-8") as log:
-        traceback.print_exception(error, file=log)
+    handle, log = tempfile.mkstemp(prefix="sdlora-", suffix=".log")
+    with open(handle, "w", encoding="utf-8") as file:
+        traceback.print_exception(error, file=file)
     return SdloraError(
         f"Something unforeseen went wrong: {type(error).__name__}: {error}.",
-        f"The details are in {log.name}; please report them.",
+        f"The details are in {log}; please report them.",
     )

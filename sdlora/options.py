@@ -115,7 +115,9 @@ def build(tree: type[Tree], values: Mapping[str, object]) -> Tree:
     result = _build(tree, values, "", used)
     for path in values:
         if path not in used:
-            kinds = ", ".join(f"{l.when[0]} = {l.when[1]}" for l in walk(tree) if l.path == path and l.when)
+            kinds = ", ".join(
+                f"{leaf.when[0]} = {leaf.when[1]}" for leaf in walk(tree) if leaf.path == path and leaf.when
+            )
             raise ConfigError(f'Option "{path}" does not apply to what is chosen.', f"It belongs to {kinds}.")
     return result
 
@@ -163,11 +165,11 @@ def allowed(leaf: Leaf) -> str:
         return ", ".join(meta.choices)
     parts = [_NOUNS[leaf.type]]
     if meta.low is not None and meta.high is not None:
-        parts.append(f"from {meta.low:g} to {meta.high:g}")
+        parts.append(f"from {_figure(meta.low)} to {_figure(meta.high)}")
     elif meta.low is not None:
-        parts.append(f"of at least {meta.low:g}")
+        parts.append(f"of at least {_figure(meta.low)}")
     elif meta.high is not None:
-        parts.append(f"of at most {meta.high:g}")
+        parts.append(f"of at most {_figure(meta.high)}")
     return " ".join(parts) + (f" ({meta.unit})" if meta.unit else "")
 
 
@@ -204,7 +206,7 @@ def table(tree: type) -> str:
     rows = ["| option | default | allowed | what it does |", "| --- | --- | --- | --- |"]
     for leaf in walk(tree):
         if leaf.meta.level != "hidden":
-            only = f" Only with `{leaf.when[0]} = {leaf.when[1]}`." if leaf.when else ""
+            only = f" (with `{leaf.when[0]} = {leaf.when[1]}`)" if leaf.when else ""
             rows.append(
                 f"| `{leaf.path}` | `{_toml(leaf.default)}` | {allowed(leaf)} | {leaf.meta.help}{only} |"
             )
@@ -271,6 +273,10 @@ def _convert(kind: type, value: object) -> Value:
         lines = value.splitlines() if isinstance(value, str) else _sequence(value)
         return tuple(text for line in lines if (text := _text(line)).strip())
     return _text(value)
+
+
+def _figure(number: float) -> str:
+    return f"{int(number):,}" if number == int(number) else f"{number:g}"
 
 
 def _text(value: object) -> str:

@@ -31,7 +31,9 @@ def test_options_of_the_tree_may_stand_anywhere() -> None:
 
 
 def test_a_repeated_option_becomes_a_list() -> None:
-    assert split_options(["--preview.prompts", "a", "--preview.prompts", "b"])[0] == {"preview.prompts": "a\nb"}
+    assert split_options(["--preview.prompts", "a", "--preview.prompts", "b"])[0] == {
+        "preview.prompts": "a\nb"
+    }
 
 
 def test_options_lists_every_leaf_for_machines(capsys: pytest.CaptureFixture[str]) -> None:

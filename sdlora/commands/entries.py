@@ -32,7 +32,9 @@ def _find(name: str, folders: tuple[Path, ...]) -> Path:
             if candidate.is_file():
                 return candidate
     places = ", ".join(str(folder) for folder in (Path.cwd(), *folders))
-    raise AdapterError(f'There is no adapter "{name}" in {places}.', "Give a path such as models/Lora/ink.safetensors:0.8.")
+    raise AdapterError(
+        f'There is no adapter "{name}" in {places}.', "Give a path such as models/Lora/ink.safetensors:0.8."
+    )
 
 
 def _number(text: str) -> float | None:

@@ -1,4 +1,7 @@
-"""How a command tells what happens: one moving line on a terminal, plain lines elsewhere, JSON lines for machines."""
+"""How a command tells what happens.
+
+One moving line on a terminal, plain lines elsewhere, JSON lines for machines.
+"""
 
 import dataclasses
 import json
@@ -25,7 +28,10 @@ class Progress:
     def __call__(self, event: Event) -> None:
         """`event` is told on standard error; with JSON on standard output."""
         if self.as_json:
-            print(json.dumps({"type": type(event).__name__, **dataclasses.asdict(event)}, ensure_ascii=False), flush=True)
+            print(
+                json.dumps({"type": type(event).__name__, **dataclasses.asdict(event)}, ensure_ascii=False),
+                flush=True,
+            )
         elif isinstance(event, StepDone):
             self._step(event)
         elif isinstance(event, Phase):
@@ -36,7 +42,8 @@ class Progress:
     def _words(self, event: Event) -> str:
         if isinstance(event, RunStarted):
             self.steps = event.steps
-            return f"training {event.parameters:,} parameters on {event.device}, step {event.step} of {event.steps}"
+            where = f"on {event.device}, from step {event.step} of {event.steps}"
+            return f"training {event.parameters:,} parameters {where}"
         if isinstance(event, PreviewSaved):
             return f"preview {event.file}"
         if isinstance(event, CheckpointSaved):
@@ -53,7 +60,9 @@ class Progress:
         self._seconds = event.seconds if first else 0.9 * self._seconds + 0.1 * event.seconds
         left = duration((self.steps - event.step) * self._seconds)
         rate = f"{1 / self._seconds:.2f} steps/s" if self._seconds > 0 else ""
-        text = f"step {event.step}/{self.steps}  loss {self._smooth:.4f}  lr {event.lr:.2e}  {rate}  {left} left"
+        text = (
+            f"step {event.step}/{self.steps}  loss {self._smooth:.4f}  lr {event.lr:.2e}  {rate}  {left} left"
+        )
         self._moving(text, last=event.step == self.steps)
 
     def _moving(self, text: str, *, last: bool) -> None:

@@ -1,0 +1,46 @@
+"""Go on with a run that was stopped or interrupted, exactly where its last checkpoint left off.
+
+Options that may change on the way (such as --loop.steps or --loop.save_every) can be given anew.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdlora.commands.train import follow
+from sdlora.errors import ConfigError
+from sdlora.files import write_atomic
+from sdlora.home import Home
+
+if TYPE_CHECKING:
+    from sdlora.training.run import Run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="the run's folder, or its name under runs/")
+    parser.add_argument("--output", type=Path, help="where the adapter is put as well")
+    parser.add_argument("--json", action="store_true", help="events as JSON lines on standard output")
+    parser.set_defaults(options={})
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from sdlora.training.run import Run
+
+    folder = Path(arguments.run).expanduser()
+    named = Home.default().runs / arguments.run
+    job = Run.open(folder if folder.is_dir() or not named.is_dir() else named)
+    if arguments.options:
+        _change(job, arguments.options)
+    return follow(job, output=arguments.output, as_json=arguments.json)
+
+
+def _change(job: "Run", changes: dict[str, str]) -> None:
+    from sdlora import options
+    from sdlora.config import TrainConfig
+
+    changed = options.build(TrainConfig, {**options.flatten(job.config), **changes})
+    for leaf in options.walk(TrainConfig):
+        if leaf.path in changes and not leaf.meta.resumable:
+            raise ConfigError(f"{leaf.path} cannot change within a run.", "Start a new run for that.")
+    with job.locked():
+        write_atomic(job.path / "config.toml", options.to_toml(changed))

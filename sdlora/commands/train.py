@@ -1,0 +1,134 @@
+"""Teach the base a folder of images.
+
+Everything not said keeps its default, or comes from --preset and then --config; options of the tree
+(`sdlora options` lists them) win over both:
+
+  sdlora train datasets/ink-style --output ink.safetensors --loop.steps 400 --adapter.rank 16
+
+Ctrl-C stops after the present step and saves; `sdlora resume RUN` goes on exactly there.
+"""
+
+import argparse
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from sdlora.commands.progress import Progress
+from sdlora.errors import ConfigError, UserError
+from sdlora.events import RunEnded
+from sdlora.files import replacing
+from sdlora.home import Home
+
+if TYPE_CHECKING:
+    from sdlora.config import TrainConfig
+    from sdlora.training.run import Run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "dataset", nargs="?", help="a folder of images and captions, or the name of one in datasets/"
+    )
+    parser.add_argument("--base", help="builtin, a folder, a .safetensors file or a Hub id")
+    parser.add_argument("--output", type=Path, help="where the adapter is put as well, e.g. my.safetensors")
+    parser.add_argument("--config", type=Path, help="a TOML file of options")
+    parser.add_argument("--preset", help="quick, balanced or thorough")
+    parser.add_argument("--run", type=Path, help="the run's folder; a new one under runs/ when not given")
+    parser.add_argument("--json", action="store_true", help="events as JSON lines on standard output")
+    parser.set_defaults(options={})
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from sdlora.training.run import Run
+
+    made_before = arguments.run is not None and (arguments.run / "config.toml").exists()
+    if made_before and arguments.dataset is None:
+        job = Run.open(arguments.run)
+    elif arguments.run is not None:
+        job = Run.create_at(configuration(arguments), arguments.run)
+    else:
+        job = Run.create(configuration(arguments), Home.default().runs)
+    return follow(job, output=arguments.output, as_json=arguments.json)
+
+
+def configuration(arguments: argparse.Namespace) -> "TrainConfig":
+    """What the words of the command line ask for: preset, then file, then flags.
+
+    Raises ConfigError for a wrong option and for a dataset that was not named.
+    """
+    from sdlora import options
+    from sdlora.config import TrainConfig
+
+    values: dict[str, object] = {}
+    if arguments.config:
+        values.update(options.from_toml(_text(arguments.config), str(arguments.config)))
+    if arguments.dataset:
+        values["data.folder"] = str(_dataset(arguments.dataset))
+    if arguments.base:
+        values["base.model"] = arguments.base
+    if arguments.output and "output.name" not in values:
+        values["output.name"] = arguments.output.stem
+    values.update(arguments.options)
+    if not values.get("data.folder"):
+        raise ConfigError("No dataset was named.", "Give a folder of images: sdlora train FOLDER.")
+    return options.build(TrainConfig, {**_preset(arguments.preset, values), **values})
+
+
+def follow(job: "Run", *, output: Path | None, as_json: bool) -> int:
+    """Trains `job` in this process, telling its events; `output` is a copy of the adapter when it is done."""
+    from sdlora.training.loop import train
+
+    progress = Progress(as_json=as_json)
+    with _stopping(job):
+        ended = train(job, on_event=progress)
+    if output and job.adapter.exists():
+        with replacing(output) as temporary:
+            temporary.write_bytes(job.adapter.read_bytes())
+    if not as_json:
+        print(output if output and job.adapter.exists() else job.path)
+    return _code(ended)
+
+
+def _code(ended: RunEnded) -> int:
+    return {"finished": 0, "stopped": 130, "failed": 1}[ended.outcome]
+
+
+@contextmanager
+def _stopping(job: "Run") -> Iterator[None]:
+    """Inside, the first Ctrl-C (or SIGTERM) asks the run to save and stop, the second one breaks off."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.default_int_handler)
+        job.command("stop")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _preset(name: str | None, values: Mapping[str, object]) -> Mapping[str, object]:
+    if name is None:
+        return {}
+    from sdlora.presets import preset
+
+    return preset(name, subject=str(values.get("output.subject", "style")))
+
+
+def _dataset(text: str) -> Path:
+    folder = Path(text).expanduser()
+    named = Home.default().datasets / text
+    return folder.resolve() if folder.is_dir() or not named.is_dir() else named
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}.", "Give a TOML file, such as `sdlora options --toml` writes."
+        ) from None

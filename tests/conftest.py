@@ -73,3 +73,11 @@ def tiny_sd1(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
     folder = make_sd1(tmp_path_factory.mktemp("models") / "tiny-sd1")
     return TinyModel(folder, load_family(str(folder), device="cpu", dtype=torch.float32))
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Six drawn pictures of three shapes, with captions."""
+    from tests.pictures import make_folder
+
+    return make_folder(tmp_path / "pictures")

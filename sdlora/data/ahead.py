@@ -1,7 +1,7 @@
 """Work done a little before it is needed."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -9,7 +9,9 @@ V = TypeVar("V")
 R = TypeVar("R")
 
 
-def ahead(function: Callable[[V], R], values: Iterable[V], *, depth: int, workers: int = 1) -> Iterator[R]:
+def ahead(
+    function: Callable[[V], R], values: Iterable[V], *, depth: int, workers: int = 1
+) -> Generator[R, None, None]:
     """`function(value)` of each value in order, computed by threads that are at most `depth` values ahead.
 
     `values` may be endless. Closing the iterator ends the threads; an error of `function` is raised here.

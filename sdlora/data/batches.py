@@ -8,7 +8,7 @@ Shapes: B batch, C latent channels, h w latents, E text encoders, L tokens, D wi
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -149,7 +149,7 @@ class Batches:
         first = step * self.config.loop.accumulate
         return tuple(self._micro_batch(first + i) for i in range(self.config.loop.accumulate))
 
-    def stream(self, start: int = 0) -> Iterator[tuple[Step, ...]]:
+    def stream(self, start: int = 0) -> Generator[tuple[Step, ...], None, None]:
         """`at(start)`, `at(start + 1)` and so on without end, made by a thread a few steps ahead."""
         return ahead(self.at, count(start), depth=STEPS_AHEAD)
 
@@ -168,7 +168,7 @@ class Batches:
             weight=torch.tensor([draw.weight for draw in draws]),
             mask=torch.stack([sample.mask for sample in samples]) if self._masked else None,
         )
-        return _pinned(step) if self.family.device.type == "cuda" else step
+        return step.map(Tensor.pin_memory) if self.family.device.type == "cuda" else step
 
     def _pass(self, number_of_pass: int) -> list[tuple[Bucket, list[Draw]]]:
         kept, order = self._order
@@ -224,12 +224,3 @@ def _stack(conditionings: Sequence[Conditioning]) -> Conditioning:
     return Conditioning(
         torch.stack([one.states for one in conditionings]), torch.stack(pooled) if pooled else None
     )
-
-
-def _pinned(step: Step) -> Step:
-    """The same in page-locked memory, from which a CUDA device copies without waiting."""
-    parts = step._asdict()
-    parts |= {name: part.pin_memory() for name, part in parts.items() if isinstance(part, Tensor)}
-    if step.conditioning is not None:
-        parts["conditioning"] = step.conditioning.map(Tensor.pin_memory)
-    return Step(**parts)

@@ -4,13 +4,15 @@ A key names everything that the result depends on: bytes of the image, of its ma
 crop and flip. So an entry is never stale; it is only no longer asked for. Filling a cache can be stopped
 at any time, `kill -9` included, and goes on where it was.
 
+Images and captions are encoded one at a time: a result must not depend on what it is batched with, which on
+CPU and GPU changes its last bits. Four at once would save nothing on a CPU, and a third on an H200.
+
 Shapes: C latent channels, h w latents, L tokens, D width, P pooled width.
 """
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,11 +28,9 @@ from sdlora.data.shards import Shards
 from sdlora.errors import ModelError
 
 Progress = Callable[[int, int], None]  # (done, total); what it raises ends the work, the done part is kept
-Entries = dict[str, dict[str, Tensor]]
+Entry = dict[str, Tensor]
 
 VERSION = 1  # to be raised when images are decoded, scaled or cropped differently
-IMAGES_AT_ONCE = 4
-CAPTIONS_AT_ONCE = 16
 SHARD_ENTRIES = 64
 SHARD_SECONDS = 5.0  # about as much work is lost at most
 
@@ -59,41 +59,29 @@ class LatentCache:
     def fill(self, views: Iterable[View], on_progress: Progress) -> None:
         """All views can be read. Raises DatasetError (an image changed), ModelError or StorageError."""
         wanted = {self.key(view): view for view in views}
-        missing = _missing(self._shards, wanted)
-        missing.sort(key=lambda key: (wanted[key].bucket, wanted[key].item.name))
-        chunks = [
-            [wanted[key] for key in chunk]
-            for _, keys in groupby(missing, key=lambda key: wanted[key].bucket)
-            for chunk in _chunks(list(keys), IMAGES_AT_ONCE)
-        ]
-        _store(self._shards, self._encode(chunks), total=len(missing), on_progress=on_progress)
+        missing = {key: wanted[key] for key in _missing(self._shards, wanted)}
+        _store(self._shards, self._encode(missing), total=len(missing), on_progress=on_progress)
 
     def read(self, view: View) -> tuple[Tensor, Tensor | None]:
         """Latents and mask (None where the image has none) of a view that was filled."""
         entry = self._shards.read(self.key(view))
         return entry["latents"], entry.get("mask")
 
-    def _encode(self, chunks: Sequence[Sequence[View]]) -> Iterator[Entries]:
-        for views, pixels, masks in ahead(self._load, chunks, depth=1):
+    def _encode(self, views: Mapping[str, View]) -> Iterator[tuple[str, Entry]]:
+        loaded = ahead(self._load, views.values(), depth=4, workers=2)
+        for (key, view), (pixels, mask) in zip(views.items(), loaded, strict=True):
             try:
                 with torch.no_grad():
-                    latents = self.family.encode_images(pixels.to(self.family.device)).cpu()
+                    latents = self.family.encode_images(pixels[None].to(self.family.device))[0].cpu()
             except ModelError as error:
-                names = ", ".join(view.item.name for view in views)
-                raise ModelError(f"Encoding {names}: {error.message}", error.hint) from error
-            yield {
-                self.key(view): {"latents": latents[i].clone()} | ({} if mask is None else {"mask": mask})
-                for i, (view, mask) in enumerate(zip(views, masks, strict=True))
-            }
+                raise ModelError(f"Encoding {view.item.name}: {error.message}", error.hint) from error
+            yield key, {"latents": latents} | ({} if mask is None else {"mask": mask})
 
-    def _load(self, views: Sequence[View]) -> tuple[Sequence[View], Tensor, list[Tensor | None]]:
-        pixels = torch.stack([load(view.item, view.bucket, flip=view.flip) for view in views])
-        factor = self.family.latent.factor
-        masks = [
-            load_mask(view.item, view.bucket, factor=factor, flip=view.flip) if view.item.mask else None
-            for view in views
-        ]
-        return views, pixels, masks
+    def _load(self, view: View) -> tuple[Tensor, Tensor | None]:
+        pixels = load(view.item, view.bucket, flip=view.flip)
+        if view.item.mask is None:
+            return pixels, None
+        return pixels, load_mask(view.item, view.bucket, factor=self.family.latent.factor, flip=view.flip)
 
 
 class TextCache:
@@ -111,9 +99,8 @@ class TextCache:
         ids = self.family.tokenize(texts).ids
         self._keys = {text: self._key(row) for text, row in zip(texts, ids, strict=True)}
         rows = dict(zip(self._keys.values(), ids, strict=True))
-        missing = _missing(self._shards, rows)
-        chunks = [{key: rows[key] for key in chunk} for chunk in _chunks(missing, CAPTIONS_AT_ONCE)]
-        _store(self._shards, map(self._encode, chunks), total=len(missing), on_progress=on_progress)
+        missing = {key: rows[key] for key in _missing(self._shards, rows)}
+        _store(self._shards, self._encode(missing), total=len(missing), on_progress=on_progress)
 
     def read(self, caption: str) -> Conditioning:
         """The conditioning of a caption that was filled, without batch dimension."""
@@ -123,15 +110,13 @@ class TextCache:
     def _key(self, ids: Tensor) -> str:
         return _digest(VERSION, self.family.hash, self.clip_skip, self.family.dtype, ids.tolist())
 
-    def _encode(self, rows: Mapping[str, Tensor]) -> Entries:
-        tokens = Tokens(torch.stack(list(rows.values())).to(self.family.device))
-        with torch.no_grad():
-            encoded = self.family.encode_text(tokens, clip_skip=self.clip_skip).map(lambda part: part.cpu())
-        return {
-            key: {"states": encoded.states[i].clone()}
-            | ({} if encoded.pooled is None else {"pooled": encoded.pooled[i].clone()})
-            for i, key in enumerate(rows)
-        }
+    def _encode(self, rows: Mapping[str, Tensor]) -> Iterator[tuple[str, Entry]]:
+        for key, ids in rows.items():
+            tokens = Tokens(ids[None].to(self.family.device))
+            with torch.no_grad():
+                encoded = self.family.encode_text(tokens, clip_skip=self.clip_skip)
+            entry = {"states": encoded.states[0].cpu()}
+            yield key, entry if encoded.pooled is None else entry | {"pooled": encoded.pooled[0].cpu()}
 
 
 def _missing(shards: Shards, keys: Iterable[str]) -> list[str]:
@@ -141,24 +126,21 @@ def _missing(shards: Shards, keys: Iterable[str]) -> list[str]:
     return [key for key in wanted if key not in shards]
 
 
-def _store(shards: Shards, encoded: Iterable[Entries], *, total: int, on_progress: Progress) -> None:
+def _store(
+    shards: Shards, encoded: Iterable[tuple[str, Entry]], *, total: int, on_progress: Progress
+) -> None:
     """All entries are on the disk; those that came before an error too."""
-    waiting: Entries = {}
-    done, written = 0, time.monotonic()
+    waiting: dict[str, Entry] = {}
+    written = time.monotonic()
     try:
-        for entries in encoded:
-            waiting |= entries
-            done += len(entries)
+        for done, (key, entry) in enumerate(encoded, start=1):
+            waiting[key] = entry
             if len(waiting) >= SHARD_ENTRIES or time.monotonic() - written > SHARD_SECONDS:
                 shards.write(waiting)
                 waiting, written = {}, time.monotonic()
             on_progress(done, total)
     finally:
         shards.write(waiting)
-
-
-def _chunks(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    return (keys[start : start + size] for start in range(0, len(keys), size))
 
 
 def _digest(*parts: object) -> str:

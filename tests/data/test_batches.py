@@ -1,0 +1,146 @@
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdlora.config import TrainConfig
+from sdlora.contracts import Conditioning, Step
+from sdlora.data.batches import Batches, prepare
+from sdlora.data.folder import scan
+from sdlora.options import build
+from tests.conftest import TinyModel
+from tests.pictures import draw
+
+
+class Maker:
+    """Batches of a folder for the tiny model, with options."""
+
+    def __init__(self, model: TinyModel, folder: Path, cache: Path) -> None:
+        self.family, self.folder, self.cache = model.family, folder, cache
+
+    def __call__(self, *, train_text: bool = False, **values: object) -> Batches:
+        options = {name.replace("__", "."): value for name, value in values.items()}
+        config = build(TrainConfig, {"loop.batch_size": 2, **options})
+        return prepare(scan(self.folder), config, self.family, cache=self.cache, train_text=train_text)
+
+
+@pytest.fixture
+def made(tiny_sd1: TinyModel, image_folder: Path, tmp_path: Path) -> Maker:
+    return Maker(tiny_sd1, image_folder, tmp_path / "cache")
+
+
+def tensors(steps: tuple[Step, ...]) -> Iterator[torch.Tensor]:
+    for step in steps:
+        for part in step:
+            if isinstance(part, torch.Tensor):
+                yield part
+            elif isinstance(part, Conditioning):
+                yield part.states
+
+
+def same(one: tuple[Step, ...], other: tuple[Step, ...]) -> bool:
+    pairs = list(zip(tensors(one), tensors(other), strict=True))
+    return bool(pairs) and all(torch.equal(a, b) for a, b in pairs)
+
+
+VARYING = {"data__flip": True, "data__captions__dropout": 0.5, "objective__noise_offset": 0.1}
+
+
+@pytest.mark.parametrize("train_text", [False, True])
+def test_a_step_is_the_same_however_one_gets_there(made: Maker, train_text: bool) -> None:
+    straight = made(train_text=train_text, **VARYING)
+    steps = [straight.at(step) for step in range(12)]
+    fresh = made(train_text=train_text, **VARYING)
+    for step in (11, 3, 7, 3, 0):
+        assert same(fresh.at(step), steps[step])
+    assert all(same(a, b) for a, b in zip(islice(fresh.stream(5), 7), steps[5:], strict=True))
+    assert not same(steps[0], steps[len(steps) // 2])
+
+
+def test_another_seed_is_another_run(made: Maker) -> None:
+    one, other = (made(loop__seed=seed).at(0)[0] for seed in (0, 1))
+    assert not torch.equal(one.noise, other.noise)
+
+
+def test_noise_does_not_depend_on_batch_mates(made: Maker) -> None:
+    """The same draws of a pass in batches of 1 and of 3 have the same noise and timesteps."""
+
+    def drawn(batch_size: int) -> dict[int, tuple[float, ...]]:
+        batches = made(loop__batch_size=batch_size)
+        steps = [batches.at(step)[0] for step in range(batches.batches_per_pass)]
+        return {
+            hash(latents.numpy().tobytes()): (float(noise.sum()), int(timestep))
+            for step in steps
+            for latents, noise, timestep, weight in zip(*step[:3], step.weight, strict=True)
+            if weight == 1
+        }
+
+    ones, threes = drawn(1), drawn(3)
+    assert len(ones) == 6
+    assert threes
+    assert threes.items() <= ones.items()
+
+
+def test_every_step_has_the_shapes_of_its_bucket(made: Maker) -> None:
+    batches = made(loop__batch_size=4)
+    for step in range(batches.batches_per_pass):
+        (one,) = batches.at(step)
+        b, c, h, w = one.latents.shape
+        assert (b, c) == (4, 4)
+        assert one.noise.shape == one.latents.shape
+        assert (one.timesteps.shape, one.timesteps.dtype, one.weight.shape) == ((4,), torch.int64, (4,))
+        assert one.conditioning is not None
+        assert one.conditioning.states.shape == (4, 77, 32)
+        assert (one.tokens, one.sizes, one.mask) == (None, None, None)
+        assert h * w <= 64
+
+
+def test_accumulation_splits_the_same_stream(made: Maker) -> None:
+    plain, accumulated = made(), made(loop__accumulate=3)
+    for step in range(4):
+        assert same(accumulated.at(step), sum((plain.at(3 * step + i) for i in range(3)), ()))
+    assert accumulated.steps_per_pass * 3 == plain.steps_per_pass == plain.batches_per_pass
+
+
+def test_one_mask_gives_every_batch_a_mask(made: Maker) -> None:
+    draw((64, 64), "white").save(made.folder / "0-red-masklabel.png")
+    batches = made()
+    masks = [batches.at(step)[0].mask for step in range(batches.batches_per_pass)]
+    assert all(mask is not None and mask.shape[:2] == (2, 1) for mask in masks)
+    assert {float(mask.min()) == 1 for mask in masks if mask is not None} == {True, False}
+
+
+def test_tokens_keep_one_length_when_one_caption_is_long(made: Maker) -> None:
+    (made.folder / "0-red.txt").write_text("a red cat, " * 40)
+    batches = made(train_text=True)
+    lengths = {batches.at(step)[0].tokens.shape[-1] for step in range(batches.batches_per_pass)}  # type: ignore[union-attr]  # tokens are asked for
+    assert len(lengths) == 1
+    assert lengths.pop() > 77
+
+
+def test_captions_that_vary_come_as_tokens(made: Maker) -> None:
+    step = made(data__captions__shuffle=True, data__captions__trigger="cat").at(0)[0]
+    assert step.conditioning is None
+    assert step.tokens is not None
+    assert step.tokens.shape == (2, 1, 77)
+
+
+def test_a_closed_stream_leaves_no_thread(made: Maker) -> None:
+    import threading
+
+    before = threading.active_count()
+    stream = made().stream()
+    next(stream)
+    assert threading.active_count() == before + 1
+    stream.close()  # type: ignore[attr-defined]  # the iterator is a generator
+    assert threading.active_count() == before
+
+
+def test_an_unreadable_cache_entry_is_raised_where_it_is_asked_for(made: Maker) -> None:
+    batches = made()
+    for shard in made.cache.rglob("*.safetensors"):
+        shard.unlink()
+    with pytest.raises(OSError):
+        next(batches.stream())

@@ -14,34 +14,61 @@ from sdlora.events import CheckpointSaved, Event, Notice, Phase, PreviewSaved, R
 PLAIN_SECONDS = 5.0  # a line every so often is enough in a log
 
 
+class Teller:
+    """Tells a person what happens, on standard error: a line that moves, or one that stays.
+
+    On a terminal the moving line is written over itself; elsewhere it is told every few seconds.
+    """
+
+    def __init__(self, *, silent: bool = False) -> None:
+        self._silent = silent
+        self._live = sys.stderr.isatty()
+        self._told = 0.0
+
+    def move(self, text: str, *, last: bool) -> None:
+        """`text` stands in the moving line, for good if it is the `last` of its kind."""
+        now = time.monotonic()
+        if self._silent or not (self._live or last or now - self._told >= PLAIN_SECONDS):
+            return
+        self._told = now
+        self._print(text, end="\n" if last or not self._live else "")
+
+    def say(self, text: str) -> None:
+        """`text` stands in a line of its own."""
+        if not self._silent:
+            self._print(text, end="\n")
+
+    def _print(self, text: str, *, end: str) -> None:
+        width = shutil.get_terminal_size().columns - 1
+        print(f"\r{text[:width]:<{width}}" if self._live else text, end=end, file=sys.stderr, flush=True)
+
+
 class Progress:
-    """Tells the events of one run as they come. `steps` is known from RunStarted on."""
+    """Tells the events of one run as they come."""
 
     def __init__(self, *, as_json: bool) -> None:
-        self.as_json = as_json
-        self.live = sys.stderr.isatty() and not as_json
-        self.steps = 0
-        self._smooth = 0.0
+        self._as_json = as_json
+        self._teller = Teller(silent=as_json)
+        self._steps = 0  # known from RunStarted on
+        self._loss = 0.0
         self._seconds = 0.0
-        self._told = 0.0
 
     def __call__(self, event: Event) -> None:
         """`event` is told on standard error; with JSON on standard output."""
-        if self.as_json:
-            print(
-                json.dumps({"type": type(event).__name__, **dataclasses.asdict(event)}, ensure_ascii=False),
-                flush=True,
-            )
+        if self._as_json:
+            fields = {"type": type(event).__name__, **dataclasses.asdict(event)}
+            print(json.dumps(fields, ensure_ascii=False), flush=True)
         elif isinstance(event, StepDone):
-            self._step(event)
+            self._teller.move(self._step(event), last=event.step == self._steps)
         elif isinstance(event, Phase):
-            self._moving(f"{event.name}: {event.done} of {event.total}", last=event.done == event.total)
+            done = event.done == event.total
+            self._teller.move(f"{event.name}: {event.done} of {event.total}", last=done)
         else:
-            self._line(self._words(event))
+            self._teller.say(self._words(event))
 
     def _words(self, event: Event) -> str:
         if isinstance(event, RunStarted):
-            self.steps = event.steps
+            self._steps = event.steps
             where = f"on {event.device}, from step {event.step} of {event.steps}"
             return f"training {event.parameters:,} parameters {where}"
         if isinstance(event, PreviewSaved):
@@ -50,33 +77,16 @@ class Progress:
             return f"checkpoint {event.file}"
         if isinstance(event, Notice):
             return f"note: {event.text} {event.hint}".rstrip()
-        if isinstance(event, RunEnded):
-            return f"{event.outcome} at step {event.step}"
-        return ""
+        return f"{event.outcome} at step {event.step}" if isinstance(event, RunEnded) else ""
 
-    def _step(self, event: StepDone) -> None:
+    def _step(self, event: StepDone) -> str:
         first = self._seconds == 0
-        self._smooth = event.loss if first else 0.95 * self._smooth + 0.05 * event.loss
+        self._loss = event.loss if first else 0.95 * self._loss + 0.05 * event.loss
         self._seconds = event.seconds if first else 0.9 * self._seconds + 0.1 * event.seconds
-        left = duration((self.steps - event.step) * self._seconds)
         rate = f"{1 / self._seconds:.2f} steps/s" if self._seconds > 0 else ""
-        text = (
-            f"step {event.step}/{self.steps}  loss {self._smooth:.4f}  lr {event.lr:.2e}  {rate}  {left} left"
-        )
-        self._moving(text, last=event.step == self.steps)
-
-    def _moving(self, text: str, *, last: bool) -> None:
-        now = time.monotonic()
-        if self.live:
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r{text[:width]:<{width}}", end="\n" if last else "", file=sys.stderr, flush=True)
-        elif last or now - self._told >= PLAIN_SECONDS:
-            self._told = now
-            print(text, file=sys.stderr, flush=True)
-
-    def _line(self, text: str) -> None:
-        width = shutil.get_terminal_size().columns - 1
-        print(f"\r{text:<{width}}" if self.live else text, file=sys.stderr, flush=True)
+        left = duration((self._steps - event.step) * self._seconds)
+        where = f"step {event.step}/{self._steps}"
+        return f"{where}  loss {self._loss:.4f}  lr {event.lr:.2e}  {rate}  {left} left"
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,97 @@
+"""Draw pictures with any number of adapters.
+
+  sdlora generate "a cat on a red background" --adapter ink:0.8 --adapter mira:1:0.5 --output cat.png
+
+An adapter is a file or a name in models/Lora, then its weight, then its weight in the text encoder;
+`<lora:ink:0.8>` in the prompt means the same. With --count, pictures are numbered: cat-1.png, cat-2.png.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdlora.commands import entries
+from sdlora.commands.progress import Teller
+from sdlora.errors import ConfigError
+from sdlora.home import Home
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from sdlora.generation.request import GenerateRequest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", help="what to draw")
+    adapter_help = "an adapter; may be given several times"
+    parser.add_argument(
+        "--adapter", action="append", default=[], metavar="FILE[:WEIGHT[:TEXT_WEIGHT]]", help=adapter_help
+    )
+    parser.add_argument("--output", type=Path, default=Path("picture.png"), help="the PNG file that is made")
+    parser.add_argument("--size", metavar="WIDTHxHEIGHT", help="in pixels; the base's own when not given")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
+    parser.add_argument("--json", action="store_true", help="one JSON line a picture")
+    _add_request(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from sdlora.generation import png, sampler
+    from sdlora.loading import load_family
+    from sdlora.runtime import Runtime, lease, memory_told
+
+    home = Home.default()
+    request = _request(arguments, home)
+    machine = Runtime.choose(arguments.device, arguments.precision)
+    teller = Teller(silent=arguments.json)
+    with lease(machine.device, "`sdlora generate`"), memory_told("Choose a smaller size or fewer pictures."):
+        family = load_family(request.base, device=machine.device, dtype=machine.dtype, roots=[home.models])
+
+        def on_step(step: int, steps: int, preview: "Image") -> None:
+            teller.move(f"step {step} of {steps}", last=step == steps)
+
+        pictures = sampler.generate(family, request, on_step=on_step)
+    for index, picture in enumerate(pictures):
+        path = _numbered(arguments.output, index, len(pictures))
+        own = png.picture_request(request, index)
+        png.save_png(path, picture, own, model_hash=family.hash)
+        print(json.dumps({"file": str(path), "seed": own.seed}) if arguments.json else path)
+    return 0
+
+
+def _add_request(parser: argparse.ArgumentParser) -> None:
+    """The flags of a request, from its option tree; `prompt` and the adapters have words of their own."""
+    from sdlora.generation.request import GenerateRequest
+    from sdlora.options import allowed, walk
+
+    for leaf in walk(GenerateRequest):
+        if leaf.path != "prompt":
+            flag = f"--{leaf.path.replace('_', '-')}"
+            text = f"{leaf.meta.help} ({allowed(leaf)}; {leaf.default!r})".replace("%", "%%")
+            parser.add_argument(
+                flag, dest=f"request.{leaf.path}", metavar=leaf.type.__name__.upper(), help=text
+            )
+
+
+def _request(arguments: argparse.Namespace, home: Home) -> "GenerateRequest":
+    from sdlora.generation.request import GenerateRequest
+
+    given = {name.removeprefix("request."): value for name, value in vars(arguments).items() if "." in name}
+    values: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    if arguments.size:
+        values["width"], values["height"] = _size(arguments.size)
+    folders = (home.adapters,)
+    stack = tuple(entries.parse(text, folders=folders) for text in arguments.adapter)
+    return GenerateRequest.of({**values, "prompt": arguments.prompt}, stack).with_prompt_adapters(folders)
+
+
+def _size(text: str) -> tuple[str, str]:
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdigit() and height.isdigit()):
+        raise ConfigError(f'--size "{text}" is no size.', "Write it as 512x768.")
+    return width, height
+
+
+def _numbered(path: Path, index: int, count: int) -> Path:
+    return path if count == 1 else path.with_name(f"{path.stem}-{index + 1}{path.suffix}")

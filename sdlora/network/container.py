@@ -151,21 +151,27 @@ def _tensor(file: BinaryIO, entry: Entry) -> Tensor:
 
 
 def _header_length(path: Path, head: bytes, size: int) -> int:
+    length = int.from_bytes(head, "little")
+    if len(head) < 8 or length > size - 8:
+        raise _no_header(path, head)
+    if length > LARGEST_HEADER:
+        raise _damaged(path, f"its header claims {length} bytes; at most {LARGEST_HEADER} are read")
+    return length
+
+
+def _no_header(path: Path, head: bytes) -> AdapterError:
+    # Only where the first bytes are no possible length do they tell what else the file is.
     if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
-        raise AdapterError(
+        return AdapterError(
             f"{path} is a pickle (.ckpt, .pt), which could run a program; it is not opened.",
             "Ask its author for a .safetensors file.",
         )
     if head.lstrip()[:1] == b"<":
-        raise AdapterError(
+        return AdapterError(
             f"{path} is a web page, no adapter.", "Download it again; the site may want you to log in."
         )
-    length = int.from_bytes(head, "little")
-    if len(head) < 8 or length > max(size - 8, 0):
-        raise _damaged(path, "it is shorter than its header says", "The download may have been cut short.")
-    if length > LARGEST_HEADER:
-        raise _damaged(path, f"its header claims {length} bytes; at most {LARGEST_HEADER} are read")
-    return length
+    hint = "The download may have been cut short; fetch it again."
+    return _damaged(path, "it is shorter than its header says", hint)
 
 
 def _parsed(path: Path, text: bytes) -> dict[str, object]:

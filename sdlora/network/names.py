@@ -53,20 +53,21 @@ def _has_weight(module: nn.Module) -> bool:
 
 def to_sgm(name: str) -> str:
     """The canonical UNet name in the block names of the original code, as SDXL adapters are written."""
-    if name in _TOP:
-        return _TOP[name]
-    for pattern, change in _TO_SGM:
-        if match := re.fullmatch(pattern, name):
-            block, layer, rest = int(match["block"]), int(match["layer"]), match["rest"]
-            return change.format(
-                n=3 * block + layer,
-                n1=3 * block + layer + 1,
-                n2=3 * block + 2,
-                n3=3 * block + 3,
-                m=layer * 2,
-                rest=_RESNET.get(rest, rest),
-            )
-    return name
+    match = _BLOCK.fullmatch(name)
+    if match is None:
+        return _TOP.get(name, name)
+    side, block, part, layer, rest = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
+    if part == "downsamplers":
+        return f"input_blocks_{3 * block + 3}_0_op"
+    if part == "upsamplers":
+        # Third in its place: SDXL's up-blocks that have an upsampler all have attention.
+        return f"output_blocks_{3 * block + 2}_2_conv"
+    resnet = part == "resnets"
+    rest = _RESNET.get(rest, rest) if resnet else rest
+    if side == "mid":
+        return f"middle_block_{2 * layer if resnet else 1}_{rest}"
+    number = 3 * block + layer + (side == "down")
+    return f"{'input' if side == 'down' else 'output'}_blocks_{number}_{0 if resnet else 1}_{rest}"
 
 
 def _from_sgm(name: str) -> str:
@@ -109,15 +110,6 @@ _RESNET = {
 }
 _TOP_BACK = {sgm: name for name, sgm in _TOP.items()}
 _RESNET_BACK = {sgm: name for name, sgm in _RESNET.items()}
-_WHERE = r"(?P<block>\d+)_{part}_(?P<layer>\d+)_(?P<rest>.+)"
-# `.op` and `.conv` of the resamplers keep one place: SDXL's up-blocks with an upsampler all have attention.
-_TO_SGM = (
-    ("down_blocks_" + _WHERE.format(part="resnets"), "input_blocks_{n1}_0_{rest}"),
-    ("down_blocks_" + _WHERE.format(part="attentions"), "input_blocks_{n1}_1_{rest}"),
-    ("down_blocks_" + _WHERE.format(part="downsamplers"), "input_blocks_{n3}_0_op"),
-    ("up_blocks_" + _WHERE.format(part="resnets"), "output_blocks_{n}_0_{rest}"),
-    ("up_blocks_" + _WHERE.format(part="attentions"), "output_blocks_{n}_1_{rest}"),
-    ("up_blocks_" + _WHERE.format(part="upsamplers"), "output_blocks_{n2}_2_conv"),
-    (r"mid_(?P<block>block)_resnets_(?P<layer>\d+)_(?P<rest>.+)", "middle_block_{m}_{rest}"),
-    (r"mid_(?P<block>block)_attentions_(?P<layer>\d+)_(?P<rest>.+)", "middle_block_1_{rest}"),
+_BLOCK = re.compile(
+    r"(down|mid|up)_blocks?(?:_(\d+))?_(resnets|attentions|downsamplers|upsamplers)_(\d+)_(.+)"
 )

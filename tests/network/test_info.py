@@ -1,0 +1,67 @@
+"""What is told of an adapter file without a base."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdlora.adapters.lora import LoraSpec
+from sdlora.network.attach import create
+from sdlora.network.codec import save
+from sdlora.network.info import inspect
+from tests.conftest import TinyModel
+from tests.network.test_attach import awake
+
+
+@pytest.fixture
+def file(tiny_sd1: TinyModel, tmp_path: Path) -> Path:
+    network = awake(create(tiny_sd1.family, LoraSpec(rank=3, alpha=6.0), seed=0))
+    texts = {"modelspec.title": "My cat", "ss_tag_frequency": json.dumps({"10_cat": {"cat": 9, "red ": 4}})}
+    return save(tmp_path / "x.safetensors", network.adapters, family_name="sd1", metadata=texts).path
+
+
+def test_facts_of_a_file(file: Path) -> None:
+    info = inspect(file)
+    assert (info.title, info.family, info.family_title) == ("My cat", "sd1", "Stable Diffusion 1.x")
+    assert (info.kinds, info.ranks, info.alphas) == (("lora",), (3.0, 3.0), (6.0, 6.0))
+    assert info.modules == {"unet": 128, "text_encoder": 48}
+    assert info.triggers == ("cat", "red") and info.weight is None
+    assert info.bytes == file.stat().st_size and info.problem == "" and info.unread == ()
+    assert info.metadata["sshs_model_hash"].startswith(info.hash) and len(info.hash) == 12
+    assert info.metadata["ss_network_dim"] == "3" and info.metadata["ss_network_alpha"] == "6"
+
+
+def test_the_sidecar_tells_trigger_and_weight(file: Path) -> None:
+    card = {"activation text": "zwx, my cat", "preferred weight": 0.7}
+    file.with_suffix(".json").write_text(json.dumps(card))
+    info = inspect(file)
+    assert info.triggers == ("zwx", "my cat") and info.weight == 0.7
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", '{"preferred weight": "x", "activation text": 3}'])
+def test_a_broken_sidecar_is_as_none(text: str, file: Path) -> None:
+    file.with_suffix(".json").write_text(text)
+    assert inspect(file).triggers == ("cat", "red")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1}', '{"a": {"b": "c"}}'])
+def test_a_broken_tag_table_is_as_none(text: str, tiny_sd1: TinyModel, tmp_path: Path) -> None:
+    network = create(tiny_sd1.family, LoraSpec(rank=1), seed=0)
+    path = tmp_path / "x.safetensors"
+    save(path, network.adapters, family_name="sd1", metadata={"ss_tag_frequency": text})
+    assert inspect(path).triggers == ()
+
+
+def test_dead_adapters_are_told(tiny_sd1: TinyModel, tmp_path: Path) -> None:
+    network = create(tiny_sd1.family, LoraSpec(rank=1), seed=0)
+    assert (
+        "changes nothing" in inspect(save(tmp_path / "x", network.adapters, family_name="sd1").path).problem
+    )
+
+
+def test_values_that_are_not_finite_are_told(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-2:] = torch.tensor([float("nan")]).half().view(torch.uint8).numpy().tobytes()
+    file.write_bytes(content)
+    assert "not finite" in inspect(file).problem

@@ -30,6 +30,10 @@ class Tokens:
     ids: Tensor
     weights: Tensor | None = None
 
+    def to(self, device: torch.device) -> "Tokens":
+        """The same on a device."""
+        return Tokens(self.ids.to(device), None if self.weights is None else self.weights.to(device))
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -202,6 +206,23 @@ class Step(NamedTuple):
     weight: Tensor
     mask: Tensor | None
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Step":
+        """The same with `change` applied to every tensor."""
+
+        def changed(part: Tensor | None) -> Tensor | None:
+            return None if part is None else change(part)
+
+        return Step(
+            latents=change(self.latents),
+            noise=change(self.noise),
+            timesteps=change(self.timesteps),
+            tokens=changed(self.tokens),
+            conditioning=None if self.conditioning is None else self.conditioning.map(change),
+            sizes=changed(self.sizes),
+            weight=change(self.weight),
+            mask=changed(self.mask),
+        )
+
 
 class Objective(Protocol):
     """An option tree of `sdlora.objectives`; frozen dataclass with the class variable `kind`."""
@@ -231,5 +252,9 @@ class OptimizerSpec(Protocol):
     def build(
         self, groups: Iterable[dict[str, Any]], *, device: torch.device
     ) -> torch.optim.Optimizer:  # Any: torch's own form
-        """The optimizer of parameter groups `{"params": ..., "lr": ..., "name": ...}`, capturable on CUDA."""
+        """The optimizer of parameter groups `{"params": ..., "lr": ..., "name": ...}`, capturable on CUDA.
+
+        As torch's fused ones it divides gradients by its attribute `grad_scale` and changes nothing where
+        `found_inf` is 1 (both tensors []); each group's `lr` is a tensor [] on the device.
+        """
         ...

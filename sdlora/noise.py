@@ -98,6 +98,13 @@ class NoiseProcess:
         signal, sigma = self._roots(timesteps, latents.ndim)
         return signal * noise - sigma * latents
 
+    def predicted(self, noisy: Tensor, output: Tensor, timesteps: Tensor) -> Tensor:
+        """The clean latents that the UNet's `output` for `noisy` [B,C,h,w] means: `target` turned round."""
+        signal, sigma = self._roots(timesteps, noisy.ndim)
+        if self.prediction == "epsilon":
+            return (noisy - sigma * output) / signal
+        return signal * noisy - sigma * output
+
     def _roots(self, timesteps: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
         alphas = self.alphas_bar.to(timesteps.device)[timesteps].view(-1, *[1] * (ndim - 1))
         return alphas.sqrt(), (1 - alphas).sqrt()

@@ -30,9 +30,8 @@ class StableDiffusion1:
 
     name: ClassVar[str] = "sd1"
     title: ClassVar[str] = "Stable Diffusion 1.x"
-    # transformers has no "text_model." in this encoder's paths, every adapter file has
     file_prefixes: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {"unet": "lora_unet", "text_encoder": "lora_te_text_model"}
+        {"unet": "lora_unet", "text_encoder": "lora_te"}
     )
     presets: ClassVar[Mapping[str, tuple[str, ...]]] = PRESETS
 

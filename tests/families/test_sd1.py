@@ -2,6 +2,7 @@
 
 import torch
 from diffusers import StableDiffusionPipeline
+
 from tests.conftest import TinyModel
 
 

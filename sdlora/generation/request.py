@@ -1,0 +1,95 @@
+"""What a person asks for: one picture or several of one prompt, as an option tree and as JSON."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdlora.errors import ConfigError
+from sdlora.generation.prompt import extract_tags, resolve_tags
+from sdlora.generation.solvers import SOLVERS
+from sdlora.network.stack import Entry
+from sdlora.options import build, flatten, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateRequest:
+    """Everything that decides the pictures; picture i has the seed `seed + i`."""
+
+    base: str = option(
+        "builtin", "The base: `builtin`, a folder, a .safetensors file or a Hub id", level="basic"
+    )
+    prompt: str = option("", "What to draw; `(word:1.2)`, `[word]` and `BREAK` are understood", level="basic")
+    negative: str = option("", "What not to draw", label="Negative prompt", level="basic")
+    width: int = option(0, "Width; 0 is the base's own", low=0, high=4096, unit="pixels", level="basic")
+    height: int = option(0, "Height; 0 is the base's own", low=0, high=4096, unit="pixels", level="basic")
+    steps: int = option(20, "Sampling steps", low=1, high=1000, level="basic")
+    guidance: float = option(
+        7.0, "How closely to follow the prompt; 1 ignores the negative one", low=1, high=30
+    )
+    solver: str = option(next(iter(SOLVERS)), "How the noise is removed", choices=tuple(SOLVERS))
+    seed: int = option(0, "The seed of the first picture; the next ones count up", low=0, high=2**32 - 1)
+    count: int = option(1, "How many pictures", low=1, high=64)
+    clip_skip: int = option(
+        1, "Take the text encoder's n-th layer from the end", low=1, high=12, unit="layers"
+    )
+    stack: tuple[Entry, ...] = ()
+
+    @classmethod
+    def of(cls, values: Mapping[str, object], stack: tuple[Entry, ...] = ()) -> "GenerateRequest":
+        """The request of option values, checked. Raises ConfigError that names what is wrong."""
+        return dataclasses.replace(build(cls, values), stack=stack)
+
+    @classmethod
+    def from_json(cls, text: str) -> "GenerateRequest":
+        """The request that `to_json` wrote. Raises ConfigError when it is none."""
+        values, stack = request_object(text)
+        found = (entry_values(entry, keys=("file",)) for entry in stack)
+        return cls.of(values, tuple(Entry(Path(file), weight, other) for (file,), weight, other in found))
+
+    def to_json(self) -> str:
+        """The request as JSON; `from_json` gives an equal one."""
+        stack = [
+            {"file": str(entry.file), "weight": entry.weight, "text_weight": entry.text_weight}
+            for entry in self.stack
+        ]
+        return json.dumps({**flatten(self), "stack": stack}, ensure_ascii=False)
+
+    def with_prompt_adapters(self, folders: tuple[Path, ...]) -> "GenerateRequest":
+        """The same with the `<lora:...>` tags of the prompt as entries of the stack.
+
+        Raises AdapterError for an adapter that is not in the folders.
+        """
+        prompt, tags = extract_tags(self.prompt)
+        return dataclasses.replace(self, prompt=prompt, stack=self.stack + resolve_tags(tags, folders))
+
+
+def request_object(text: str) -> tuple[dict[str, object], list[object]]:
+    """Option values and stack of a request in JSON. Raises ConfigError when it is none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError("The request is no JSON.", f"{error}.") from None
+    stack = value.pop("stack", []) if isinstance(value, dict) else None
+    if not isinstance(stack, list):
+        raise ConfigError("The request is no JSON object with a list as its stack.", "Write it with sdlora.")
+    return value, stack
+
+
+def entry_values(value: object, *, keys: tuple[str, ...]) -> tuple[list[str], float, float | None]:
+    """Texts of `keys` and the two weights of a stack's entry in JSON. Raises ConfigError when it is none."""
+    told = value if isinstance(value, dict) else {}
+    texts = [text for key in keys if isinstance(text := told.get(key), str)]
+    weights = [float(told[key]) for key in ("weight", "text_weight") if _is_number(told.get(key))]
+    wanted = 1 if told.get("text_weight") is None else 2
+    if len(texts) == len(keys) and len(weights) == wanted and all(map(math.isfinite, weights)):
+        return texts, weights[0], weights[1] if wanted == 2 else None
+    raise ConfigError(
+        f"{value!r:.80} is no adapter of a stack.", f"It needs {', '.join(keys)}, weight and text_weight."
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,148 @@
+"""The denoising loop: a request becomes pictures.
+
+Noise comes from one CPU generator per picture, so that a seed is the same picture for every count, batch
+and device. Classifier-free guidance (Ho & Salimans 2022) runs both prompts as one batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sdlora.contracts import Conditioning, Family
+from sdlora.errors import Cancelled, ConfigError, OutOfMemory
+from sdlora.generation.request import GenerateRequest
+from sdlora.generation.solvers import SOLVERS, takes_generator
+from sdlora.network.attach import Network, attached
+from sdlora.network.stack import stacked
+
+OnStep = Callable[[int, int, Image.Image], None]
+"""Called with the steps done and all steps of all pictures, and a small preview of the one being made."""
+
+_LARGEST_BATCH = 8
+
+
+@torch.no_grad()
+def generate(
+    family: Family,
+    request: GenerateRequest,
+    *,
+    network: Network | None = None,
+    on_step: OnStep | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> list[Image.Image]:
+    """The request's pictures, with its stack on the family, or with `network` (one in training) instead.
+
+    Raises Cancelled soon after `cancelled` says so, and OutOfMemory when one picture does not fit.
+    """
+    with stacked(family, request.stack) if network is None else attached(family, network):
+        job = _Job(family, request, on_step, cancelled)
+        pictures: list[Image.Image] = []
+        size = _LARGEST_BATCH
+        while len(pictures) < request.count:
+            batch = range(len(pictures), min(len(pictures) + size, request.count))
+            made = job.try_batch(batch)
+            if made is None and len(batch) == 1:
+                raise OutOfMemory(
+                    f"A picture of {job.width}x{job.height} does not fit into the device's memory.",
+                    "Choose a smaller size, or close other programs that use the device.",
+                )
+            if made is None:
+                size = len(batch) // 2
+            else:
+                pictures += made
+    return pictures
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """Pixels [3,H,W] in [-1,1] as a picture."""
+    bytes_ = ((pixels + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8)
+    return Image.fromarray(bytes_.movedim(0, -1).numpy())
+
+
+class _Job:
+    """One request on one family: what stays the same from batch to batch."""
+
+    def __init__(
+        self,
+        family: Family,
+        request: GenerateRequest,
+        on_step: OnStep | None,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self.family, self.request = family, request
+        self.on_step, self.cancelled = on_step, cancelled
+        self.width = self._side("width", request.width)
+        self.height = self._side("height", request.height)
+        self.conditioning = self._conditioning()
+
+    def try_batch(self, batch: range) -> list[Image.Image] | None:
+        """The pictures of these numbers, or None when the memory did not suffice for all at once."""
+        try:
+            latents = self._latents(batch)
+            return [to_image(self.family.decode(one)[0]) for one in torch.split(latents, 1)]
+        except torch.OutOfMemoryError:
+            pass
+        # outside the handler, whose traceback would keep the tensors alive
+        torch.cuda.empty_cache()
+        return None
+
+    def _side(self, name: str, pixels: int) -> int:
+        factor = self.family.latent.factor
+        if pixels % factor:
+            near = max(1, round(pixels / factor)) * factor
+            raise ConfigError(f"{name} = {pixels} is no multiple of {factor}.", f"The nearest is {near}.")
+        return pixels or self.family.native_size
+
+    def _conditioning(self) -> Conditioning:
+        """Of the negative and the positive prompt [2,...]; of the positive one [1,...] without guidance."""
+        request, family = self.request, self.family
+        prompts = [request.negative, request.prompt] if request.guidance > 1 else [request.prompt]
+        tokens = family.tokenize(prompts, weighted=True).to(family.device)
+        size = [(self.height, self.width)] * len(prompts)
+        sizes = family.sizes(size, [(0, 0)] * len(prompts), size)
+        told = replace(family.encode_text(tokens, clip_skip=request.clip_skip), sizes=sizes)
+        return told.map(lambda part: part.to(family.device))
+
+    def _latents(self, batch: range) -> Tensor:
+        """The finished latents [B,C,h,w] of the pictures number `batch`."""
+        family, request = self.family, self.request
+        scheduler = SOLVERS[request.solver].build(family.noise, request.steps)
+        factor = family.latent.factor
+        shape = (family.latent.channels, self.height // factor, self.width // factor)
+        generators = [torch.Generator().manual_seed(request.seed + index) for index in batch]
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        latents = noise.to(family.device) * float(scheduler.init_noise_sigma)
+        told = self.conditioning.map(lambda part: part.repeat_interleave(len(batch), dim=0))
+        random = {"generator": generators} if takes_generator(scheduler) else {}
+        for step, timestep in enumerate(scheduler.timesteps, start=1):
+            if self.cancelled():
+                raise Cancelled("The pictures were cancelled.")
+            noisy = scheduler.scale_model_input(latents, timestep)
+            output = self._guided(noisy, float(timestep), told)
+            latents = scheduler.step(output, timestep, latents, **random).prev_sample
+            if self.on_step is not None:
+                done = batch.start * request.steps + step * len(batch) * request.steps // len(
+                    scheduler.timesteps
+                )
+                self.on_step(
+                    done, request.count * request.steps, self._preview(noisy[:1], output[:1], timestep)
+                )
+        return latents
+
+    def _guided(self, noisy: Tensor, timestep: float, told: Conditioning) -> Tensor:
+        """The UNet's output [B,C,h,w] for noisy latents, moved away from the negative prompt's."""
+        passes = len(self.conditioning.states)
+        repeated = noisy.repeat(passes, 1, 1, 1)
+        timesteps = torch.full((len(repeated),), timestep, device=noisy.device)
+        outputs = self.family.predict(repeated, timesteps, told).chunk(passes)
+        return torch.lerp(outputs[0], outputs[-1], self.request.guidance) if passes > 1 else outputs[0]
+
+    def _preview(self, noisy: Tensor, output: Tensor, timestep: Tensor) -> Image.Image:
+        """What the first picture will be like, one pixel a latent, by the VAE's linear fit."""
+        at = timestep.round().long().reshape(1).to(noisy.device)
+        clean = self.family.noise.predicted(noisy, output, at)[0]
+        rows = torch.tensor(self.family.latent.preview, device=clean.device)
+        return to_image(torch.einsum("chw,cd->dhw", clean, rows[:-1]) + rows[-1, :, None, None])

@@ -1,0 +1,105 @@
+"""Pictures are those of diffusers' pipeline, whatever the batch."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from sdlora.errors import Cancelled, ConfigError
+from sdlora.generation.request import GenerateRequest
+from sdlora.generation.sampler import generate
+from sdlora.generation.solvers import SOLVERS
+from sdlora.noise import NoiseProcess
+from tests.conftest import TinyModel
+
+REQUEST = GenerateRequest(prompt="a red cat", negative="blue", steps=3, seed=7, guidance=5.0)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_sd1: TinyModel) -> StableDiffusionPipeline:
+    """The pipeline of diffusers on the same folder."""
+    loaded = StableDiffusionPipeline.from_pretrained(tiny_sd1.folder)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def difference(one: Image.Image, other: Image.Image) -> int:
+    """The largest difference of two pictures in steps of 1/255."""
+    return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_a_picture_equals_the_pipelines(
+    tiny_sd1: TinyModel, pipeline: StableDiffusionPipeline, solver: str, guidance: float
+) -> None:
+    request = replace(REQUEST, solver=solver, guidance=guidance)
+    pipeline.scheduler = SOLVERS[solver].build(tiny_sd1.family.noise, request.steps)
+    expected = pipeline(
+        request.prompt,
+        negative_prompt=request.negative,
+        num_inference_steps=request.steps,
+        guidance_scale=guidance,
+        # as a list, so that solvers that draw noise draw it picture by picture
+        generator=[torch.Generator().manual_seed(request.seed)],
+    ).images[0]
+    (ours,) = generate(tiny_sd1.family, request)
+    assert difference(ours, expected) <= 1
+
+
+def test_four_pictures_equal_the_four_single_ones(tiny_sd1: TinyModel) -> None:
+    for solver in ("DPM++ 2M Karras", "Euler a"):
+        request = replace(REQUEST, solver=solver)
+        together = generate(tiny_sd1.family, replace(request, count=4))
+        for index, picture in enumerate(together):
+            (alone,) = generate(tiny_sd1.family, replace(request, seed=request.seed + index))
+            assert difference(picture, alone) <= 1
+        assert difference(together[0], together[1]) > 10
+
+
+def test_width_and_height_are_the_pictures(tiny_sd1: TinyModel) -> None:
+    (picture,) = generate(tiny_sd1.family, replace(REQUEST, width=104, height=64, steps=1))
+    assert picture.size == (104, 64)
+    with pytest.raises(ConfigError, match="width = 100 is no multiple of 8"):
+        generate(tiny_sd1.family, replace(REQUEST, width=100))
+
+
+def test_every_step_is_told_with_a_preview(tiny_sd1: TinyModel) -> None:
+    seen = []
+    generate(tiny_sd1.family, replace(REQUEST, count=2), on_step=lambda *step: seen.append(step))
+    assert [(done, steps) for done, steps, _ in seen] == [(2, 6), (4, 6), (6, 6)]
+    assert all(preview.size == (8, 8) for _, _, preview in seen)
+
+
+def test_cancelling_stops_at_the_next_step(tiny_sd1: TinyModel) -> None:
+    steps: list[int] = []
+    with pytest.raises(Cancelled):
+        generate(
+            tiny_sd1.family,
+            REQUEST,
+            on_step=lambda done, total, preview: steps.append(done),
+            cancelled=lambda: len(steps) == 2,
+        )
+    assert steps == [1, 2]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_ends_finite_on_a_zero_terminal_process(tiny_sd1: TinyModel, solver: str) -> None:
+    family = replace(
+        tiny_sd1.family, noise=NoiseProcess.scaled_linear("v_prediction", zero_terminal_snr=True)
+    )
+    (picture,) = generate(family, replace(REQUEST, solver=solver))
+    assert np.asarray(picture).std() > 1
+
+
+def test_a_solver_follows_the_familys_noise(tiny_sd1: TinyModel) -> None:
+    scheduler = SOLVERS["DDIM"].build(tiny_sd1.family.noise, 10)
+    assert torch.allclose(scheduler.alphas_cumprod, tiny_sd1.family.noise.alphas_bar, rtol=1e-4)
+
+
+def test_too_many_steps_for_a_solver_are_refused() -> None:
+    with pytest.raises(ConfigError, match="steps = 51"):
+        SOLVERS["LCM"].build(NoiseProcess.scaled_linear(), 51)

@@ -91,6 +91,10 @@ class Run:
         folders = (self.path / "checkpoints").glob("step-*")
         return tuple(sorted((path for path in folders if path.suffix != ".tmp"), key=step_of))
 
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of `step` is, if there is one."""
+        return self.path / "checkpoints" / f"step-{step:06d}"
+
     @property
     def adapter(self) -> Path:
         """The file that the run makes (it exists once the run has finished or was stopped)."""
@@ -115,6 +119,11 @@ class Run:
             taken.append(json.loads(file.read_text(encoding="utf-8"))["command"])
             file.unlink()
         return taken
+
+    def told_to_stop(self) -> bool:
+        """Whether a `stop` waits; it goes on waiting."""
+        files = (self.path / "commands").glob("*.json")
+        return any(json.loads(file.read_text(encoding="utf-8"))["command"] == "stop" for file in files)
 
     def report(self, *happened: Event) -> None:
         """The events stand in the run's file. Only for the process that holds the lock."""

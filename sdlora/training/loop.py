@@ -1,0 +1,247 @@
+"""The training loop: `train` takes a run to its end, and leaves it in order whatever happens."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from sdlora import runtime
+from sdlora.config import TrainConfig
+from sdlora.contracts import Step
+from sdlora.data.batches import Batches, prepare
+from sdlora.errors import Cancelled, SdloraError, StorageError
+from sdlora.events import Event, Notice, Outcome, Phase, RunEnded, StepDone
+from sdlora.home import Home
+from sdlora.network.attach import attached
+from sdlora.runtime import Runtime
+from sdlora.training import lr, preview
+from sdlora.training.checkpoint import Checkpoint
+from sdlora.training.recompute import recomputed
+from sdlora.training.results import Result, Results
+from sdlora.training.run import Run, step_of
+from sdlora.training.session import Session, Tell
+
+logger = logging.getLogger(__name__)
+
+PARTS = 10  # checkpoints and previews of a run whose intervals are not set
+PATIENCE = 25  # steps in a row that may be left out
+
+
+def train(run: Run, *, on_event: Callable[[Event], None] | None = None) -> RunEnded:
+    """The run is finished, or stopped because it was told to; its adapter is in its folder.
+
+    It begins where its last checkpoint is. Every event is in the run's file before `on_event` gets it. Raises
+    what went wrong, after the run has recorded it.
+    """
+
+    def tell(event: Event) -> None:
+        run.report(event)
+        if on_event is not None:
+            on_event(event)
+
+    with run.locked(), _logged_to(run):
+        try:
+            ended = _in_its_place(run, tell)
+        except SdloraError as error:
+            _tell_failure(tell, run, error.message, error.hint)
+            raise
+        except Exception as error:  # the edge of the process: a run always says how it ended
+            logger.exception("unforeseen")
+            text = f"Something unforeseen went wrong: {type(error).__name__}: {error}."
+            _tell_failure(tell, run, text, f"The details are in {run.path / 'log.txt'}.")
+            raise
+        tell(ended)
+        return ended
+
+
+def _in_its_place(run: Run, tell: Tell) -> RunEnded:
+    """Trains on the right device, with kernels and threads that repeat what an earlier process did."""
+    config, last = run.config, Checkpoint.latest(run)
+    precision = last.fixed.precision if last and config.loop.precision == "auto" else config.loop.precision
+    machine = Runtime.choose(config.loop.device, precision)
+    with (
+        runtime.lease(machine.device, f"the run {run.path.name}"),
+        runtime.kernels(deterministic=config.loop.deterministic, threads=last.fixed.threads if last else 0),
+        runtime.memory_told(_advice(config)),
+    ):
+        return _Loop(Session.begin(run, machine, last=last, tell=tell), machine).go()
+
+
+class _Loop:
+    """The steps of a session, and what is done between them."""
+
+    def __init__(self, session: Session, machine: Runtime) -> None:
+        self.session = session
+        self.machine = machine
+        self.config = session.config
+        self.done = session.start
+        self.stopping = False
+        self.results = Results(session.train_step.result)
+        self._skipped_in_a_row = 0
+
+    def go(self) -> RunEnded:
+        """All steps that remain are done, or those until the run is told to stop."""
+        session, steps = self.session, self.config.loop.steps
+        try:
+            batches = self._batches()
+        except Cancelled:
+            return RunEnded(outcome="stopped", step=self.done)
+        with self._model_in_training(), contextlib.closing(batches.stream(self.done)) as stream:
+            if self.done == 0:
+                self._obey()
+                self._preview_when_due()
+            while self.done < steps and not self.stopping:
+                self._step(next(stream))
+                self._obey()
+                self._save_when_due()
+                self._preview_when_due()
+        if self.done:
+            self._tell_results(self.results.flush())
+            session.save_checkpoint(self.done)
+            session.write_adapter(session.run.adapter, step=self.done)
+        outcome: Outcome = "finished" if self.done >= steps else "stopped"
+        return RunEnded(outcome=outcome, step=self.done, file=session.run.adapter.name if self.done else "")
+
+    def _batches(self) -> Batches:
+        def on_progress(name: str, done: int, total: int) -> None:
+            self.session.tell(Phase(name=name, done=done, total=total))
+            if self._told_to_stop():
+                raise Cancelled("Stopped while encoding.")
+
+        session = self.session
+        return prepare(
+            session.dataset,
+            self.config,
+            session.family,
+            cache=Home.default().cache,
+            train_text=session.trains_text,
+            on_progress=on_progress,
+        )
+
+    @contextlib.contextmanager
+    def _model_in_training(self) -> Iterator[None]:
+        session = self.session
+        unet = session.family.components["unet"]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(attached(session.family, session.network))
+            if self.config.loop.checkpointing:
+                stack.enter_context(recomputed(unet))
+            session.network.train()
+            yield
+
+    def _step(self, micro_batches: tuple[Step, ...]) -> None:
+        loop, train_step = self.config.loop, self.session.train_step
+        runtime.seed(loop.seed, self.done)
+        share = lr.factor(self.config.schedule, self.done, steps=loop.steps)
+        rate = train_step.prepare(self.done, lr_factor=share)
+        for step in micro_batches:
+            train_step.accumulate(step.map(self._on_device))
+        train_step.update()
+        self.done += 1
+        self._tell_results(self.results.push(self.done, lr=rate))
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.machine.device, non_blocking=True)
+
+    def _tell_results(self, results: Iterator[Result]) -> None:
+        for result in results:
+            if result.skipped:
+                self._tell_skipped(result)
+                continue
+            self._skipped_in_a_row = 0
+            self.session.tell(
+                StepDone(
+                    step=result.step,
+                    loss=result.loss,
+                    lr=result.lr,
+                    grad_norm=result.grad_norm,
+                    seconds=result.seconds,
+                    memory=self.machine.peak_bytes(),
+                )
+            )
+
+    def _tell_skipped(self, result: Result) -> None:
+        self._skipped_in_a_row += 1
+        text = f"Step {result.step} was left out: its loss or gradient was not finite."
+        self.session.tell(Notice(text=text))
+        if self._skipped_in_a_row >= PATIENCE:
+            raise SdloraError(
+                f"Training broke off at step {result.step}: {PATIENCE} losses or gradients in a row were not"
+                " finite.",
+                "Lower optimizer.lr, set loop.precision to fp32 or bf16, and begin a new run.",
+            )
+
+    def _obey(self) -> None:
+        """The commands that lie in the run's folder are carried out."""
+        for command in self.session.run.take_commands():
+            if command == "stop":
+                self.stopping = True
+            elif command == "checkpoint":
+                self._save()
+            elif command == "preview":
+                self._preview()
+
+    def _save_when_due(self) -> None:
+        if self.done % _every(self.config.loop.save_every, self.config) == 0:
+            self._save()
+
+    def _save(self) -> None:
+        if self.done:
+            self._tell_results(self.results.flush())
+            self.session.save_checkpoint(self.done)
+            self.results.restart()
+
+    def _preview_when_due(self) -> None:
+        every = self.config.preview.every
+        last = self.done == self.config.loop.steps
+        if every >= 0 and (last or self.done % _every(every, self.config) == 0):
+            self._preview()
+
+    def _preview(self) -> None:
+        self._tell_results(self.results.flush())
+        with contextlib.suppress(Cancelled):
+            for event in preview.draw(self.session, self.done, cancelled=self._told_to_stop):
+                self.session.tell(event)
+        self.results.restart()
+
+    def _told_to_stop(self) -> bool:
+        self.stopping = self.stopping or self.session.run.told_to_stop()
+        return self.stopping
+
+
+def _every(interval: int, config: TrainConfig) -> int:
+    return interval or max(1, config.loop.steps // PARTS)
+
+
+def _advice(config: TrainConfig) -> str:
+    loop = config.loop
+    ways = [
+        f"lower loop.batch_size (it is {loop.batch_size}; loop.accumulate keeps the effective batch)"
+        if loop.batch_size > 1
+        else "",
+        "" if loop.checkpointing else "switch loop.checkpointing on",
+        "lower data.resolution",
+    ]
+    return f"To need less, {', or '.join(way for way in ways if way)}."
+
+
+def _tell_failure(tell: Tell, run: Run, message: str, hint: str) -> None:
+    """The run's last event tells what went wrong, if it can be written at all."""
+    reached = run.checkpoints()
+    step = step_of(reached[-1]) if reached else 0
+    with contextlib.suppress(StorageError):
+        tell(RunEnded(outcome="failed", step=step, error=message, hint=hint))
+
+
+@contextlib.contextmanager
+def _logged_to(run: Run) -> Iterator[None]:
+    """Inside, what libraries log stands in the run's log.txt."""
+    handler = logging.FileHandler(run.path / "log.txt", encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()

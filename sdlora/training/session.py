@@ -1,0 +1,128 @@
+"""A run in its process: what was loaded for it, and how what it has learned reaches the disk."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sdlora.config import TrainConfig
+from sdlora.contracts import Family
+from sdlora.data.folder import scan
+from sdlora.data.items import Dataset
+from sdlora.events import CheckpointSaved, Event, Phase, RunStarted
+from sdlora.home import Home
+from sdlora.loading import load_family
+from sdlora.network import codec
+from sdlora.network.attach import Network, create
+from sdlora.runtime import Runtime
+from sdlora.training import checkpoint
+from sdlora.training.checkpoint import Checkpoint, Fixed
+from sdlora.training.metadata import training_metadata
+from sdlora.training.run import Run
+from sdlora.training.step import TrainStep
+
+Tell = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run's parts. `start` is how many steps were done before this process."""
+
+    run: Run
+    config: TrainConfig
+    family: Family
+    dataset: Dataset
+    network: Network
+    train_step: TrainStep
+    fixed: Fixed
+    start: int
+    tell: Tell
+
+    @classmethod
+    def begin(cls, run: Run, machine: Runtime, *, last: Checkpoint | None, tell: Tell) -> "Session":
+        """The run's parts, as new or as its `last` checkpoint holds them.
+
+        Raises RunError when something that must stay the same has changed since.
+        """
+        config = run.config
+        dataset = scan(Path(config.data.folder), repeats=config.data.repeats)
+        tell(Phase(name="loading the base", done=0, total=1))
+        family = load_family(
+            config.base.model,
+            device=machine.device,
+            dtype=machine.dtype,
+            family=config.base.family,
+            prediction=config.base.prediction,
+            roots=(Home.default().models,),
+        )
+        fixed = Fixed.of(
+            config,
+            dataset,
+            base=family.hash,
+            precision=machine.precision,
+            threads=torch.get_num_threads(),
+        )
+        if last is not None:
+            last.fixed.require_same(fixed)
+        network = create(family, config.adapter, seed=config.loop.seed)
+        train_step = TrainStep(family, network, config)
+        if last is not None:
+            train_step.restore(last.state())
+        session = cls(
+            run, config, family, dataset, network, train_step, fixed, last.step if last else 0, tell
+        )
+        tell(
+            RunStarted(
+                step=session.start,
+                steps=config.loop.steps,
+                images=len(dataset.items),
+                parameters=sum(parameter.numel() for parameter in network.parameters()),
+                device=machine.title,
+            )
+        )
+        return session
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether a text encoder is taught, so that what it says of a caption cannot be kept."""
+        return bool(self.network.text_parameters)
+
+    @contextlib.contextmanager
+    def result(self) -> Iterator[None]:
+        """Inside, the network is what would be saved now: the moving average where there is one."""
+        average = self.train_step.ema
+        self.network.eval()
+        try:
+            with average.applied() if average is not None else contextlib.nullcontext():
+                yield
+        finally:
+            self.network.train()
+
+    def write_adapter(self, path: Path, *, step: int) -> None:
+        """`path` holds the adapter after `step` steps, verified."""
+        output = self.config.output
+        with self.result():
+            codec.save(
+                path,
+                self.network.adapters,
+                family_name=self.family.name,
+                metadata=training_metadata(self.config, self.family, self.dataset, step=step),
+                dtype=output.dtype,
+                format="peft" if output.format == "peft" else "kohya",
+            )
+
+    def save_checkpoint(self, step: int) -> None:
+        """The run can go on from `step`; older checkpoints than wanted are gone."""
+        if self.run.checkpoint(step).exists():
+            return
+        folder = checkpoint.save(
+            self.run,
+            step,
+            self.fixed,
+            state=self.train_step.state(),
+            write_adapter=lambda path: self.write_adapter(path, step=step),
+        )
+        self.tell(CheckpointSaved(step=step, file=folder.relative_to(self.run.path).as_posix()))
+        checkpoint.prune(self.run, keep=self.config.loop.keep)

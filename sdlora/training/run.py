@@ -10,6 +10,7 @@ is seen as such at once.
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -133,11 +134,14 @@ class Run:
     def locked(self) -> Iterator[None]:
         """Inside, this process is the run's only one. Raises RunError when another one is.
 
-        A line of events that a crash tore is ended, and commands meant for a process that died are gone.
+        What a crash left is mended: a torn line of events is ended; half-written checkpoints, and commands
+        for the process that died, are gone.
         """
         busy = RunError(f"The run in {self.path} is being trained already.", "Watch it, or stop it first.")
         with held_lock(self.path / "lock", busy):
             self._end_torn_line()
+            for half in (self.path / "checkpoints").glob("*.tmp"):
+                shutil.rmtree(half, ignore_errors=True)
             last = self._last_event()
             for file in (self.path / "commands").glob("*.json"):
                 if last is not None and int(file.stem) < last.time * 1e9:

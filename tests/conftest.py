@@ -66,12 +66,30 @@ class TinyModel:
 @pytest.fixture(scope="session")
 def tiny_sd1(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """A Stable Diffusion 1 of true topology, 64 pixels, random weights of a fixed seed."""
+    return make_tiny("sd1", tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """A Stable Diffusion 2 that predicts v; else as `tiny_sd1`."""
+    return make_tiny("sd2", tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """An SDXL; else as `tiny_sd1`."""
+    return make_tiny("sdxl", tmp_path_factory.mktemp("models"))
+
+
+def make_tiny(family: str, root: Path) -> TinyModel:
+    """The tiny model of the family, in `root`/tiny-FAMILY and loaded."""
     import torch
 
     from sdlora.loading import load_family
-    from tests.models import make_sd1
+    from tests import models
 
-    folder = make_sd1(tmp_path_factory.mktemp("models") / "tiny-sd1")
+    makers = {"sd1": models.make_sd1, "sd2": models.make_sd2, "sdxl": models.make_sdxl}
+    folder = makers[family](root / f"tiny-{family}")
     return TinyModel(folder, load_family(str(folder), device="cpu", dtype=torch.float32))
 
 

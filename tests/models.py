@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 WORDS = ("a", "an", "of", "in", "photo", "painting", "red", "green", "blue", "cat", "dog", "house", "style")
 
@@ -20,21 +20,68 @@ def make_sd1(folder: Path, *, sample_size: int = 8) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tokenizer = make_tokenizer(folder / "tokenizer")
-        unet = UNet2DConditionModel(
-            sample_size=sample_size,
-            block_out_channels=(32, 64, 64, 64),
-            layers_per_block=2,
-            cross_attention_dim=32,
-            attention_head_dim=8,
-            norm_num_groups=8,
-        )
         networks = {
-            "unet": unet,
+            "unet": make_unet(sample_size=sample_size, attention_head_dim=8),
             "vae": make_vae(scaling_factor=0.18215),
             "text_encoder": CLIPTextModel(text_config(tokenizer, layers=12)),
         }
     save(folder, "StableDiffusionPipeline", networks, scheduler=make_scheduler())
     return folder
+
+
+def make_sd2(folder: Path, *, prediction: str = "v_prediction") -> Path:
+    """`folder` is a Stable Diffusion 2: linear projections, 23 layers of OpenCLIP's encoder."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer = make_tokenizer(folder / "tokenizer", pad="!")
+        networks = {
+            "unet": make_unet(attention_head_dim=[4, 8, 8, 8], use_linear_projection=True),
+            "vae": make_vae(scaling_factor=0.18215),
+            "text_encoder": CLIPTextModel(text_config(tokenizer, layers=23, hidden_act="gelu")),
+        }
+    save(folder, "StableDiffusionPipeline", networks, scheduler=make_scheduler(prediction_type=prediction))
+    return folder
+
+
+def make_sdxl(folder: Path) -> Path:
+    """`folder` is an SDXL: 70 transformer blocks in 11 places, text encoders of 12 and 32 layers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        first = make_tokenizer(folder / "tokenizer")
+        second = make_tokenizer(folder / "tokenizer_2", pad="!")
+        unet = make_unet(
+            block_out_channels=(32, 64, 64),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=[4, 8, 8],
+            cross_attention_dim=32 + 48,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 40,
+        )
+        wide = {"hidden_size": 48, "hidden_act": "gelu", "projection_dim": 40}
+        networks = {
+            "unet": unet,
+            "vae": make_vae(scaling_factor=0.13025),
+            "text_encoder": CLIPTextModel(text_config(first, layers=12)),
+            "text_encoder_2": CLIPTextModelWithProjection(text_config(second, layers=32, **wide)),
+        }
+    save(folder, "StableDiffusionXLPipeline", networks, scheduler=make_scheduler())
+    return folder
+
+
+def make_unet(**changes: object) -> UNet2DConditionModel:
+    """Stable Diffusion 1's UNet, 32 to 64 channels wide."""
+    known = {
+        "sample_size": 8,
+        "block_out_channels": (32, 64, 64, 64),
+        "layers_per_block": 2,
+        "cross_attention_dim": 32,
+        "norm_num_groups": 8,
+    }
+    return UNet2DConditionModel(**{**known, **changes})
 
 
 def save(folder: Path, pipeline: str, networks: Mapping[str, nn.Module], *, scheduler: DDIMScheduler) -> None:

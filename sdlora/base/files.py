@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors import safe_open
 from torch import Tensor
@@ -18,10 +18,13 @@ from torch import Tensor
 from sdlora.errors import ModelError
 from sdlora.files import sha256
 
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
 Config = Mapping[str, Any]  # Any: values of a foreign JSON file
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-_NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+_NETWORKS = frozenset(("unet", "vae", "text_encoder", "text_encoder_2"))
 _HEADER_LIMIT = 100 << 20
 
 
@@ -48,8 +51,8 @@ class ModelFiles(Protocol):
         """Names and tensors of a component on the CPU, read one by one."""
         ...
 
-    def tokenizer(self, component: str) -> Path:
-        """The folder of a tokenizer."""
+    def tokenizer(self, component: str) -> "CLIPTokenizer":
+        """The tokenizer called `tokenizer` or `tokenizer_2`."""
         ...
 
 
@@ -59,8 +62,10 @@ class ModelFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.index = read_json(path / "model_index.json")
-        self.components = frozenset(name for name in _NETWORKS if isinstance(self.index.get(name), list))
-        needed = [*self.components, *(n for n in self.index if n.startswith("tokenizer")), "scheduler"]
+        # an absent part is written as [null, null]
+        parts = {name for name, part in self.index.items() if isinstance(part, list) and part[0]}
+        self.components = frozenset(parts & _NETWORKS)
+        needed = parts & (_NETWORKS | {"tokenizer", "tokenizer_2", "scheduler"})
         missing = sorted(name for name in needed if not (path / name).is_dir())
         if missing:
             raise ModelError(
@@ -80,8 +85,11 @@ class ModelFolder:
         for file in self._files(component):
             yield from read_tensors(file)
 
-    def tokenizer(self, component: str) -> Path:
-        return self.path / component
+    def tokenizer(self, component: str) -> "CLIPTokenizer":
+        from transformers import CLIPTokenizer  # takes seconds, and listing models needs none of it
+
+        tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(self.path / component, local_files_only=True)
+        return tokenizer
 
     def _files(self, component: str) -> tuple[Path, ...]:
         """The weight files of a component: full precision before fp16, whole before in shards."""

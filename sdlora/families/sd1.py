@@ -1,6 +1,7 @@
 """Stable Diffusion 1.x: one CLIP text encoder, a UNet on 4-channel latents, an eightfold VAE.
 
-Rombach et al. 2022.
+Rombach et al. 2022. Stable Diffusion 2.x is the same with OpenCLIP's encoder, taken before its last layer,
+which its files therefore leave out; its larger models predict v.
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,7 +75,7 @@ class StableDiffusion1:
             native_size=native_size(files),
             hash=weights_hash(files),
             noise=NoiseProcess.of_scheduler(files.config("scheduler"), prediction),
-            tokenizer=CLIPTokenizer.from_pretrained(files.tokenizer("tokenizer"), local_files_only=True),
+            tokenizer=files.tokenizer("tokenizer"),
             unet=load_unet(files, device=device, dtype=dtype),
             text_encoder=load_text_encoder(files, "text_encoder", device=device, dtype=dtype),
             autoencoder=load_autoencoder(files, device=device, dtype=dtype),
@@ -118,3 +119,19 @@ class StableDiffusion1:
     ) -> Tensor | None:
         """None: this family knows no size ids."""
         return None
+
+
+@FAMILIES.register("sd2")
+@dataclass(kw_only=True)
+class StableDiffusion2(StableDiffusion1):
+    """A loaded SD 2.x model."""
+
+    name: ClassVar[str] = "sd2"
+    title: ClassVar[str] = "Stable Diffusion 2.x"
+
+    @classmethod
+    def matches(cls, files: ModelFiles) -> bool:
+        """One text encoder, and a UNet that projects linearly."""
+        return files.components == {"unet", "vae", "text_encoder"} and bool(
+            files.config("unet").get("use_linear_projection")
+        )

@@ -1,0 +1,30 @@
+"""Stable Diffusion 2 is what diffusers computes."""
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+
+from sdlora.generation.request import GenerateRequest
+from sdlora.generation.sampler import generate
+from sdlora.generation.solvers import SOLVERS
+from tests.conftest import TinyModel
+
+
+def test_it_is_told_apart_and_predicts_v(tiny_sd2: TinyModel) -> None:
+    assert tiny_sd2.family.title == "Stable Diffusion 2.x"
+    assert tiny_sd2.family.noise.prediction == "v_prediction"
+
+
+def test_a_picture_equals_the_pipelines(tiny_sd2: TinyModel) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd2.folder)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = SOLVERS["DDIM"].build(tiny_sd2.family.noise, 3)
+    expected = pipeline(
+        "a red cat", negative_prompt="blue", num_inference_steps=3, guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(3),
+    ).images[0]  # fmt: skip
+    request = GenerateRequest(
+        prompt="a red cat", negative="blue", steps=3, guidance=5.0, seed=3, solver="DDIM"
+    )
+    (ours,) = generate(tiny_sd2.family, request)
+    assert np.abs(np.asarray(ours).astype(int) - np.asarray(expected)).max() <= 1

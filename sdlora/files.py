@@ -133,4 +133,6 @@ def safe_name(text: str, *, fallback: str = "untitled") -> str:
     """`text` as a file name on every system: no separators, control or reserved characters, 1-80 long."""
     kept = "".join("-" if c in '<>:"/\\|?*' or ord(c) < 32 else c for c in text).strip(" .-")
     reserved = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))}
-    return f"{kept}_"[:80] if kept.lower().split(".")[0] in reserved else kept[:80] or fallback
+    first, dot, rest = kept.partition(".")
+    name = f"{first}_{dot}{rest}" if first.strip().lower() in reserved else kept
+    return name[:80].rstrip(" .") or fallback

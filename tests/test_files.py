@@ -82,10 +82,11 @@ def test_links_and_dots_do_not_lead_outside(tmp_path: Path) -> None:
         ("a/b\\c:d", "a-b-c-d"),
         ("  ..", "untitled"),
         ("con", "con_"),
-        ("LPT1.txt", "LPT1.txt_"),
+        ("LPT1.txt", "LPT1_.txt"),
         ("naïve 猫", "naïve 猫"),
         ("x\x00y\n", "x-y"),
         ("a" * 200, "a" * 80),
+        ("a" * 79 + ". b", "a" * 79),
     ],
 )
 def test_safe_names(text: str, name: str) -> None:

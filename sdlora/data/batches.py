@@ -7,7 +7,6 @@ device nor on the rest of the batch.
 Shapes: B batch, C latent channels, h w latents, E text encoders, L tokens, D width, P pooled width.
 """
 
-import math
 from collections.abc import Callable, Generator, Sequence
 from itertools import count
 from pathlib import Path
@@ -102,7 +101,7 @@ def _bucket_order(buckets: BucketPlan, bucket: Bucket, *, seed: int, number_of_p
         for repeat in range(item.repeats)
     ]
     samples.sort(key=lambda sample: number(seed, "order", number_of_pass, sample[0].name, sample[1]))
-    slots = math.ceil(len(samples) / buckets.batch_size) * buckets.batch_size
+    slots = buckets.batches_of(len(samples)) * buckets.batch_size
     laps, more = divmod(slots, len(samples))
     draws = []
     for slot in range(slots):

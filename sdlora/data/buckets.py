@@ -48,7 +48,11 @@ class BucketPlan:
     @property
     def batches_per_pass(self) -> int:
         """Batches in which every image was trained on `repeats` times."""
-        return sum(math.ceil(count / self.batch_size) for count in self.samples.values())
+        return sum(map(self.batches_of, self.samples.values()))
+
+    def batches_of(self, samples: int) -> int:
+        """Batches that hold so many samples of one bucket."""
+        return math.ceil(samples / self.batch_size)
 
 
 def plan(

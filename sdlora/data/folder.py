@@ -6,21 +6,21 @@
     metadata.jsonl                      Hugging Face: {"file_name": "cat.jpg", "text": "a cat"}
 
 Sub-folders are read too. Whatever is not used is told in a Problem; only hidden files and those that
-`_harmless` knows by name are passed over without a word.
+are known by name are passed over without a word.
 """
 
 import os
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from sdlora.data import sidecars
 from sdlora.data.decode import Facts, TooLarge, inspect
 from sdlora.data.items import Dataset, Item, Kind, Problem
 from sdlora.errors import DatasetError
 
-__all__ = ["Dataset", "Item", "Problem", "is_image", "is_mask", "scan"]
+__all__ = ["Dataset", "Item", "Problem", "is_image", "is_mask", "is_passed_over", "scan"]
 
 MASK = "-masklabel"
 MANY_REPEATS = 200
@@ -46,14 +46,19 @@ def scan(folder: Path, *, repeats: int = 1) -> Dataset:
     return Dataset(folder=folder, items=tuple(items), problems=problems)
 
 
-def is_image(path: Path) -> bool:
+def is_image(path: PurePath) -> bool:
     """Whether the name is that of an image to train on."""
     return path.suffix.lower() in _IMAGES and not is_mask(path)
 
 
-def is_mask(path: Path) -> bool:
+def is_mask(path: PurePath) -> bool:
     """Whether the name is that of a mask."""
     return path.suffix.lower() == ".png" and path.stem.endswith(MASK)
+
+
+def is_passed_over(name: str) -> bool:
+    """Whether a file or folder is hidden, or one that systems leave behind."""
+    return name.startswith(".") or name.lower() in _HARMLESS
 
 
 class _Scan:
@@ -194,18 +199,14 @@ def _files(folder: Path) -> Iterator[Path]:
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise DatasetError(f"The dataset {folder} {what}.", "Name a folder that holds images.")
     for root, folders, names in os.walk(folder, onerror=_raise_unreadable):
-        folders[:] = sorted(name for name in folders if not _hidden(name))
+        folders[:] = sorted(name for name in folders if not is_passed_over(name))
         for name in sorted(names):
-            if not _hidden(name):
+            if not is_passed_over(name):
                 yield Path(root, name)
 
 
 def _raise_unreadable(error: OSError) -> None:
     raise DatasetError(f"The folder {error.filename} cannot be read: {error.strerror}.") from None
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _HARMLESS
 
 
 def _harmless(path: Path) -> bool:

@@ -134,7 +134,7 @@ def test_a_closed_stream_leaves_no_thread(made: Maker) -> None:
     stream = made().stream()
     next(stream)
     assert threading.active_count() == before + 1
-    stream.close()  # type: ignore[attr-defined]  # the iterator is a generator
+    stream.close()
     assert threading.active_count() == before
 
 

@@ -1,7 +1,7 @@
 """From what a person calls a base model to a loaded family.
 
-`builtin` is the base that ships with the package; else it is a folder in diffusers' layout. Weights are only
-ever read from safetensors files.
+`builtin` is the base that ships with the package; else it is a folder in diffusers' layout or a single
+.safetensors file in the original one. Weights are only ever read from safetensors files.
 """
 
 import os
@@ -20,9 +20,9 @@ from sdlora.base.files import (
     ModelFolder,
     native_size,
     pickled,
-    read_header,
     weights_hash,
 )
+from sdlora.base.original import OriginalFile
 from sdlora.contracts import Family
 from sdlora.errors import ModelError
 from sdlora.families import FAMILIES
@@ -33,12 +33,15 @@ BUILTIN = "builtin"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What a model is, told without its weights. `native_size` in pixels, `bytes` of its weight files."""
+    """What a model is, told without its weights.
+
+    `prediction` is None where only loading it will tell; `native_size` in pixels, `bytes` of weight files.
+    """
 
     name: str
     family: str
     title: str
-    prediction: Prediction
+    prediction: Prediction | None
     native_size: int
     path: Path
     bytes: int
@@ -75,11 +78,12 @@ def describe(model: str, *, roots: Sequence[Path] = ()) -> ModelInfo:
     path = find(model, roots)
     files = open_model(path)
     kind = FAMILIES.get(_family_name(files))
+    scheduler = files.config("scheduler")
     return ModelInfo(
         name=model if model == BUILTIN else path.stem if path.is_file() else path.name,
         family=kind.name,
         title=kind.title,
-        prediction=NoiseProcess.of_scheduler(files.config("scheduler")).prediction,
+        prediction=scheduler.get("prediction_type") and NoiseProcess.of_scheduler(scheduler).prediction,
         native_size=native_size(files),
         path=path,
         bytes=sum(file.stat().st_size for file in files.weights),
@@ -121,7 +125,7 @@ def open_model(path: Path) -> ModelFiles:
         )
     if path.suffix in PICKLES:
         raise pickled(path)
-    raise _no_base(path, set(read_header(path)))
+    return OriginalFile(path)
 
 
 def _family_name(files: ModelFiles) -> str:
@@ -131,14 +135,3 @@ def _family_name(files: ModelFiles) -> str:
     networks = ", ".join(sorted(files.components)) or "nothing that is known here"
     known = ", ".join(kind.title for _, kind in FAMILIES.items())
     raise ModelError(f"{files.path} is of no known family: it holds {networks}.", f"Known are: {known}.")
-
-
-def _no_base(path: Path, names: set[str]) -> ModelError:
-    """The error that says what a file is that is no base model."""
-    ends = ("lora_down.weight", "lora_up.weight", "lora_A.weight", "lora_B.weight", "hada_w1_a", "lokr_w1")
-    if any(name.endswith(ends) for name in names):
-        return ModelError(
-            f"{path} is an adapter, not a base model.",
-            "Choose it as an adapter instead.",
-        )
-    return ModelError(f"{path} is no Stable Diffusion model.", "Choose a base model's file or folder.")

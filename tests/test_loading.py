@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from sdlora.errors import ConfigError, ModelError
 from sdlora.loading import describe, load_family
 from tests.conftest import TinyModel
+from tests.original import write_original
 
 
 @pytest.fixture
@@ -134,6 +135,20 @@ def test_an_inpainting_model_is_refused_by_name(folder: Path) -> None:
 def test_an_adapter_is_no_base(tmp_path: Path) -> None:
     save_file({"lora_unet_x.lora_down.weight": torch.zeros(1, 1)}, tmp_path / "ink.safetensors")
     assert "is an adapter, not a base model" in refused(tmp_path / "ink.safetensors")
+
+
+def test_a_single_file_is_described_without_its_weights(tiny_sdxl: TinyModel, tmp_path: Path) -> None:
+    path = write_original(tiny_sdxl.folder, tmp_path / "some-mix.safetensors", family="sdxl")
+    info = describe("some-mix.safetensors", roots=[tmp_path])
+    assert (info.name, info.family, info.prediction) == ("some-mix", "sdxl", "epsilon")
+    assert (info.native_size, info.path, info.bytes) == (1024, path, path.stat().st_size)
+
+
+def test_a_half_downloaded_single_file_is_told(tiny_sd1: TinyModel, tmp_path: Path) -> None:
+    path = write_original(tiny_sd1.folder, tmp_path / "x.safetensors", family="sd1")
+    with path.open("rb+") as file:
+        file.truncate(path.stat().st_size - 1)
+    assert refused(path).startswith(f"{path} is incomplete: ")
 
 
 def test_a_folder_without_an_index_is_no_model(tmp_path: Path) -> None:

@@ -147,11 +147,11 @@ def read_header(path: Path) -> dict[str, Any]:  # Any: values of a foreign JSON 
     return dict(header)
 
 
-def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every (name, tensor) of a safetensors file, on the CPU."""
-    read_header(path)
+def read_tensors(path: Path, *, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every (name, tensor) of a safetensors file whose name begins with `prefix`, on the CPU."""
+    names = [name for name in read_header(path) if name.startswith(prefix) and name != "__metadata__"]
     with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 - the file is no mapping
+        for name in names:
             yield name, file.get_tensor(name)
 
 

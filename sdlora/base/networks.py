@@ -10,6 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from sdlora.base.files import Config, ModelFiles
 from sdlora.errors import ModelError
+from sdlora.noise import Prediction
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -59,6 +60,22 @@ def load_projected_text_encoder(
     encoder = filled(encoder, tensors, what=f"the {component} of {files.path}")
     _number_positions(encoder.text_model, config, device)
     return encoder
+
+
+@torch.no_grad()
+def measured_prediction(
+    unet: nn.Module, config: Config, *, device: torch.device, dtype: torch.dtype
+) -> Prediction:
+    """What the UNet predicts, found by asking it for the noise in what is almost nothing else.
+
+    At the last timestep an epsilon-predicting UNet gives its input back, and a v-predicting one the
+    negative of a picture that it makes up.
+    """
+    noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    nothing = torch.zeros(1, 77, int(config["cross_attention_dim"]), device=device, dtype=dtype)
+    output = unet(noise, torch.tensor([999], device=device), nothing, return_dict=False)[0]
+    likeness = torch.cosine_similarity(output.float().flatten(), noise.float().flatten(), dim=0)
+    return "epsilon" if likeness > 0.5 else "v_prediction"
 
 
 def hollow(kind: Any, config: Config) -> nn.Module:  # Any: diffusers' classes are untyped

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from sdlora.base import prompts as prompt_tokens
 from sdlora.base.autoencoder import Autoencoder, load_autoencoder
 from sdlora.base.files import ModelFiles, native_size, weights_hash
-from sdlora.base.networks import load_text_encoder, load_unet
+from sdlora.base.networks import load_text_encoder, load_unet, measured_prediction
 from sdlora.base.targets import PRESETS
 from sdlora.contracts import Conditioning, LatentFormat, Tokens
 from sdlora.families import FAMILIES
@@ -70,13 +70,17 @@ class StableDiffusion1:
         prediction: Prediction | Literal["auto"] = "auto",
     ) -> "StableDiffusion1":
         """The model on `device`, frozen. Raises ModelError when files are missing or damaged."""
+        unet = load_unet(files, device=device, dtype=dtype)
+        scheduler = files.config("scheduler")
+        if prediction == "auto" and not scheduler.get("prediction_type", "epsilon"):
+            prediction = measured_prediction(unet, files.config("unet"), device=device, dtype=dtype)
         return cls(
             source=files.path,
             native_size=native_size(files),
             hash=weights_hash(files),
-            noise=NoiseProcess.of_scheduler(files.config("scheduler"), prediction),
+            noise=NoiseProcess.of_scheduler(scheduler, prediction),
             tokenizer=files.tokenizer("tokenizer"),
-            unet=load_unet(files, device=device, dtype=dtype),
+            unet=unet,
             text_encoder=load_text_encoder(files, "text_encoder", device=device, dtype=dtype),
             autoencoder=load_autoencoder(files, device=device, dtype=dtype),
             device=device,

@@ -1,0 +1,180 @@
+"""A base model in one `.safetensors` file, as A1111 and ComfyUI users have it.
+
+Such a file holds weights only. What it leaves out, sizes and the tokenizer, ships with sdlora, so that it
+loads without a network. Prediction type and zero-terminal SNR are read from the markers that trainers leave.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files as resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from sdlora.base import keymaps
+from sdlora.base.files import Config, read_header, read_tensors
+from sdlora.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a component lies in the file, and how its names are read. `left_out` begins what is not used."""
+
+    prefix: str
+    rename: Callable[[str, Tensor], keymaps.Renamed]
+    left_out: tuple[str, ...] = ()
+
+
+_UNET = Part("model.diffusion_model.", keymaps.unet)
+_VAE = Part("first_stage_model.", keymaps.autoencoder)
+LAYOUTS: Mapping[str, Mapping[str, Part]] = MappingProxyType(
+    {
+        "sd1": {
+            "unet": _UNET,
+            "vae": _VAE,
+            "text_encoder": Part("cond_stage_model.transformer.", keymaps.clip),
+        },
+        "sd2": {
+            "unet": _UNET,
+            "vae": _VAE,
+            # the family reads the states before the last layer, so the last is not even loaded
+            "text_encoder": Part(
+                "cond_stage_model.model.",
+                keymaps.open_clip,
+                ("transformer.resblocks.23.", "text_projection"),
+            ),
+        },
+        "sdxl": {
+            "unet": _UNET,
+            "vae": _VAE,
+            "text_encoder": Part("conditioner.embedders.0.transformer.", keymaps.clip),
+            "text_encoder_2": Part("conditioner.embedders.1.model.", keymaps.open_clip),
+        },
+    }
+)
+
+
+class Rest(Protocol):
+    """What a single file leaves out."""
+
+    def config(self, component: str) -> Config: ...
+
+    def tokenizer(self, component: str) -> "CLIPTokenizer": ...
+
+
+@dataclass(frozen=True)
+class ShippedRest:
+    """The configurations and the tokenizer of a family that ship with sdlora."""
+
+    family: str
+
+    def config(self, component: str) -> Config:
+        """The configuration of a component at full size."""
+        found: Config = self._configs[component]
+        return found
+
+    def tokenizer(self, component: str) -> "CLIPTokenizer":
+        """CLIP's tokenizer; OpenCLIP's pads with `!`, its token 0."""
+        from sdlora.base.vocabulary import clip_tokenizer  # transformers takes seconds to import
+
+        encoder = LAYOUTS[self.family][component.replace("tokenizer", "text_encoder")]
+        return clip_tokenizer("!" if encoder.rename is keymaps.open_clip else "<|endoftext|>")
+
+    @cached_property
+    def _configs(self) -> Mapping[str, Config]:
+        text = resources("sdlora").joinpath("assets", "families", f"{self.family}.json").read_text()
+        configs: Mapping[str, Config] = json.loads(text)
+        return configs
+
+
+class OriginalFile:
+    """A single file of one of the LAYOUTS. Raises ModelError when it is none."""
+
+    def __init__(self, path: Path, rest: Rest | None = None) -> None:
+        self.path = path
+        self._header = read_header(path)
+        self.family = self._recognised()
+        self._parts = LAYOUTS[self.family]
+        self._rest = rest or ShippedRest(self.family)
+        self.components = frozenset(self._parts)
+
+    @property
+    def weights(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    def config(self, component: str) -> Config:
+        config = dict(self._rest.config(component))
+        if component == "unet":
+            first = self._header[f"{_UNET.prefix}input_blocks.0.0.weight"]
+            config["in_channels"] = first["shape"][1]
+        if component == "scheduler":
+            config |= self._told_of_noise()
+        return config
+
+    def tensors(self, component: str) -> Iterator[tuple[str, Tensor]]:
+        part = self._parts[component]
+        for name, tensor in read_tensors(self.path, prefix=part.prefix):
+            inner = name.removeprefix(part.prefix)
+            if not inner.startswith(part.left_out):
+                yield from part.rename(inner, tensor)
+
+    def tokenizer(self, component: str) -> "CLIPTokenizer":
+        return self._rest.tokenizer(component)
+
+    def _recognised(self) -> str:
+        """The layout whose every component is in the file."""
+        prefixes = {name: {part.prefix for part in parts.values()} for name, parts in LAYOUTS.items()}
+        for name, wanted in prefixes.items():
+            if all(any(key.startswith(prefix) for key in self._header) for prefix in wanted):
+                return name
+        raise not_a_base(self.path, self._header)
+
+    def _told_of_noise(self) -> Config:
+        """Prediction type and zero-terminal SNR, where the file says something of them."""
+        metadata = self._header.get("__metadata__") or {}
+        stated = str(metadata.get("modelspec.prediction_type", "")).lower()
+        told: dict[str, object] = {}
+        if "v_pred" in self._header or stated in ("v", "v_prediction", "v-prediction"):
+            told["prediction_type"] = "v_prediction"
+        elif stated in ("epsilon", "eps"):
+            told["prediction_type"] = "epsilon"
+        if "ztsnr" in self._header:
+            told["rescale_betas_zero_snr"] = True
+        return told
+
+
+_HINT = "Choose an SD 1.x, SD 2.x or SDXL model."
+_FOREIGN = (
+    # what a tensor's name holds -> what the file is
+    ("lora_down.", "an adapter"),
+    ("lora_A.", "an adapter"),
+    (".hada_w1", "an adapter"),
+    (".lokr_w1", "an adapter"),
+    (".oft_blocks", "an adapter"),
+    ("double_blocks.", "a Flux model"),
+    ("joint_blocks.", "a Stable Diffusion 3 model"),
+    ("control_model.", "a ControlNet"),
+    ("input_hint_block.", "a ControlNet"),
+    ("conditioner.embedders.0.model.", "the SDXL refiner"),
+    ("string_to_param", "an embedding"),
+    ("model.diffusion_model.", "a UNet without a text encoder or VAE"),
+    ("down_blocks.0.resnets.", "one network of a model folder"),
+    ("decoder.up", "a VAE"),
+    ("encoder.layers.", "a text encoder"),
+)
+
+
+def not_a_base(path: Path, names: Mapping[str, object]) -> ModelError:
+    """The error that says what a file without a base model is."""
+    for mark, noun in _FOREIGN:
+        if any(mark in name for name in names):
+            hint = "Choose it as an adapter instead." if noun == "an adapter" else _HINT
+            return ModelError(f"{path} is {noun}, not a base model that sdlora knows.", hint)
+    return ModelError(f"{path} is no Stable Diffusion model.", _HINT)

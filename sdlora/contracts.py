@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sdlora.base.files import ModelFiles
+from sdlora.layers import response
 from sdlora.noise import NoiseProcess, Prediction
 
 
@@ -153,6 +154,9 @@ class Adapter(nn.Module):
     # tensor names in a file after the module's key, e.g. "lora_down.weight"; the first is always there
     suffixes: ClassVar[tuple[str, ...]]
 
+    # layers that it can change
+    layer_types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d)
+
     @classmethod
     def recognises(cls, suffixes: frozenset[str]) -> bool:
         """Whether a layer with exactly these tensors is of this kind: all are known, the first is there."""
@@ -184,9 +188,13 @@ class Adapter(nn.Module):
         """The change of `weight` (the layer's own, e.g. [O,I] or [O,I,k,k]) at multiplier 1, in fp32."""
         raise NotImplementedError
 
+    def bias_delta(self) -> Tensor | None:
+        """The change of the layer's bias [O] at multiplier 1, None where it has none."""
+        return None
+
     def forward(self, x: Tensor, layer: nn.Module) -> Tensor:
-        """The change of `layer(x)` at multiplier 1."""
-        raise NotImplementedError
+        """The change of `layer(x)` at multiplier 1; kinds with a cheaper way than by the delta take it."""
+        return response(layer, x, self.delta(layer.get_parameter("weight")), self.bias_delta())
 
 
 class Step(NamedTuple):

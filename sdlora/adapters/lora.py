@@ -14,34 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdlora.adapters import KINDS, SPECS, Placement
+from sdlora.adapters import KINDS, SPECS, LowRank
 from sdlora.contracts import Adapter
 from sdlora.errors import AdapterError
-from sdlora.options import option
+from sdlora.layers import fitted
 
 
 @SPECS.register("lora")
 @dataclass(frozen=True, kw_only=True)
-class LoraSpec(Placement):
+class LoraSpec(LowRank):
     """How LoRA adapters are made."""
 
     kind: ClassVar[str] = "lora"
-
-    rank: int = option(
-        16,
-        "Width of the bottleneck: more holds more detail and makes a larger file",
-        low=1,
-        high=1024,
-        level="basic",
-    )
-    alpha: float = option(8.0, "The change is multiplied with alpha / rank", low=1e-6, high=4096)
-    dropout: float = option(
-        0.0,
-        "How often a value in the bottleneck is left out of a training step",
-        low=0,
-        high=0.95,
-        unit="fraction of values",
-    )
 
 
 @KINDS.register("lora")
@@ -50,6 +34,8 @@ class Lora(Adapter):
 
     kind = "lora"
     suffixes = ("lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha")
+    down_start: Tensor | None
+    up_start: Tensor | None
 
     def __init__(
         self, down: Tensor, up: Tensor, *, alpha: float, mid: Tensor | None = None, dropout: float = 0.0
@@ -58,6 +44,9 @@ class Lora(Adapter):
         self.down = nn.Parameter(down)
         self.up = nn.Parameter(up)
         self.mid = None if mid is None else nn.Parameter(mid)
+        # What is taken away again, so that a start with other factors than zero changes nothing.
+        self.register_buffer("down_start", None)
+        self.register_buffer("up_start", None)
         self.rank = down.shape[0]
         self.alpha = alpha
         self.dropout = dropout
@@ -68,14 +57,22 @@ class Lora(Adapter):
         return self.alpha / self.rank
 
     @classmethod
-    def create(cls, layer: nn.Module, spec: LoraSpec, generator: torch.Generator) -> "Lora":
-        """A new adapter of `layer` (linear or convolution), fp32 on its device, whose `up` is zero."""
-        weight = layer.get_parameter("weight")
+    def create(cls, layer: nn.Module, spec: LowRank, generator: torch.Generator) -> "Lora":
+        """A new adapter of `layer` (linear or convolution), fp32 on its device, that changes nothing."""
+        weight = layer.get_parameter("weight").detach()
         outputs, inputs, *kernel = weight.shape
-        down = torch.empty(spec.rank, inputs, *kernel)
-        nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator)
-        up = torch.zeros(outputs, spec.rank, *(1 for _ in kernel))
-        return cls(down.to(weight.device), up.to(weight.device), alpha=spec.alpha, dropout=spec.dropout)
+        wide = any(size != 1 for size in kernel)
+        rank = spec.conv_rank if wide and spec.conv_rank else spec.rank
+        scale = spec.alpha / (math.sqrt(spec.rank) if spec.rank_stabilised else spec.rank)
+        ones = [1 for _ in kernel]
+        tucker = wide and spec.tucker
+        down = _kaiming((rank, inputs, *(ones if tucker else kernel)), generator)
+        mid = _kaiming((rank, rank, *kernel), generator).to(weight.device) if tucker else None
+        up = torch.zeros(outputs, rank, *ones, device=weight.device)
+        lora = cls(down.to(weight.device), up, alpha=scale * rank, mid=mid, dropout=spec.dropout)
+        if spec.start == "pissa" and not tucker:
+            lora._start_from(weight, generator.initial_seed())
+        return lora
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], layer: nn.Module) -> "Lora":
@@ -86,13 +83,17 @@ class Lora(Adapter):
             raise AdapterError(f"{'lora_down' if down is None else 'lora_up'}.weight is missing.")
         rank = down.shape[0] if down.ndim else 0
         ones = [1 for _ in kernel]
-        down = _shaped("lora_down", down, (rank, inputs, *(kernel if mid is None else ones)))
-        up = _shaped("lora_up", up, (outputs, rank, *ones))
-        mid = None if mid is None else _shaped("lora_mid", mid, (rank, rank, *kernel))
+        down = fitted("lora_down", down, (rank, inputs, *(kernel if mid is None else ones)))
+        up = fitted("lora_up", up, (outputs, rank, *ones))
+        mid = None if mid is None else fitted("lora_mid", mid, (rank, rank, *kernel))
         return cls(down, up, alpha=float(tensors.get("alpha", torch.tensor(float(rank)))), mid=mid)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The factors and alpha, detached."""
+        """The factors and alpha, detached; after a start from the weight the rank is twice as large."""
+        if self.down_start is not None and self.up_start is not None:
+            down, up = torch.cat([self.down, self.down_start]), torch.cat([self.up, -self.up_start], dim=1)
+            held = {"lora_down.weight": down.detach(), "lora_up.weight": up.detach()}
+            return held | {"alpha": torch.tensor(2 * self.alpha)}
         found = {"lora_down.weight": self.down, "lora_up.weight": self.up, "lora_mid.weight": self.mid}
         held = {name: tensor.detach() for name, tensor in found.items() if tensor is not None}
         return held | {"alpha": torch.tensor(self.alpha)}
@@ -104,11 +105,19 @@ class Lora(Adapter):
             product = up @ down
         else:
             product = torch.einsum("oa,ab...,bi->oi...", up, self.mid.to(up), down)
+        if self.down_start is not None and self.up_start is not None:
+            product = product - self.up_start.to(up).flatten(1) @ self.down_start.to(up).flatten(1)
         return (product * self.scale).reshape(weight.shape)
 
     def forward(self, x: Tensor, layer: nn.Module) -> Tensor:
         """scale * up(down(x)); the fp32 factors are cast to the number format of x."""
-        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
+        change = self._through(x, layer, self.down, self.up)
+        if self.down_start is None or self.up_start is None:
+            return change
+        return change - self._through(x, layer, self.down_start, self.up_start)
+
+    def _through(self, x: Tensor, layer: nn.Module, down: Tensor, up: Tensor) -> Tensor:
+        down, up = down.to(x.dtype), up.to(x.dtype)
         if not isinstance(layer, nn.Conv2d):
             return F.linear(self._narrow(F.linear(x, down)), up)
         if self.mid is None:
@@ -121,14 +130,21 @@ class Lora(Adapter):
         scaled = hidden if self.scale == 1 else hidden * self.scale
         return F.dropout(scaled, self.dropout, self.training) if self.dropout else scaled
 
+    @torch.no_grad()
+    def _start_from(self, weight: Tensor, seed: int) -> None:
+        """Both factors hold the strongest directions of `weight`: PiSSA (Meng et al. 2024), eq. 2-4."""
+        with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):
+            torch.manual_seed(seed)
+            u, s, v = torch.svd_lowrank(weight.float().flatten(1), q=self.rank, niter=4)
+        root = (s / self.scale).sqrt()
+        self.up.copy_((u * root).reshape(self.up.shape))
+        self.down.copy_((v * root).T.reshape(self.down.shape))
+        self.up_start, self.down_start = self.up.detach().clone(), self.down.detach().clone()
+
+
+def _kaiming(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5), generator=generator)
+
 
 def _convolved(x: Tensor, kernel: Tensor, layer: nn.Conv2d) -> Tensor:
     return F.conv2d(x, kernel, None, layer.stride, layer.padding, layer.dilation)
-
-
-def _shaped(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    squeezed = [size for size in tensor.shape[2:] if size != 1]
-    expected = [size for size in shape[2:] if size != 1]
-    if tensor.ndim < 2 or tuple(tensor.shape[:2]) != shape[:2] or squeezed != expected or not shape[0]:
-        raise AdapterError(f"{name} has the shape {tuple(tensor.shape)}, the layer needs {shape}.")
-    return tensor.reshape(shape)

@@ -51,7 +51,7 @@ def create(family: Family, spec: Any, *, seed: int) -> Network:  # Any: the opti
     kind = KINDS.get(spec.kind)
     adapters = {
         layer: kind.create(module_of(family, layer), spec, _generator(seed, layer))
-        for layer in targets.resolve(family, spec)
+        for layer in targets.resolve(family, spec, kind.layer_types)
     }
     return Network(adapters)
 

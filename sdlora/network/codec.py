@@ -20,6 +20,7 @@ from sdlora.errors import AdapterError, StorageError
 from sdlora.families import FAMILIES
 from sdlora.files import replacing
 from sdlora.network import container, keys
+from sdlora.network.compound import together
 from sdlora.network.container import Container
 from sdlora.network.detect import Detected, detect
 from sdlora.network.metadata import PEFT_KEY, peft, peft_alpha, peft_config, standard
@@ -96,10 +97,17 @@ class AdapterFile:
         }
         return detect(shapes, entries, self.metadata)
 
-    def kind_of(self, name: Name) -> type[Adapter] | None:
-        """The kind that reads all tensors of a layer, None where there is none."""
+    def kinds_of(self, name: Name) -> tuple[type[Adapter], ...]:
+        """The kinds that together read all tensors of a layer, () where there are none."""
         suffixes = frozenset(self.groups[name].keys)
-        return next((kind for _, kind in KINDS.items() if kind.recognises(suffixes)), None)
+        bias = KINDS.get("bias")
+        beside = suffixes - set(bias.suffixes)
+        for _, kind in KINDS.items():
+            if kind.recognises(suffixes):
+                return (kind,)
+            if beside != suffixes and kind.recognises(beside):
+                return (kind, bias)
+        return ()
 
     def tensors(self, name: Name) -> dict[str, Tensor]:
         """Suffix -> tensor of one layer, with the alpha that PEFT's configuration gives it."""
@@ -119,14 +127,14 @@ class AdapterFile:
     def adapter(self, name: Name, layer: nn.Module) -> Adapter:
         """The adapter of one layer. Raises AdapterError when no kind reads it or it does not fit."""
         group = self.groups[name]
-        kind = self.kind_of(name)
-        if kind is None:
+        kinds = self.kinds_of(name)
+        if not kinds:
             raise AdapterError(
                 f"{self.path}: {group.path} has the tensors {', '.join(sorted(group.keys))}, "
                 "which belong to no known kind of adapter."
             )
         try:
-            return kind.read(self.tensors(name), layer)
+            return together(kinds, self.tensors(name), layer)
         except AdapterError as error:
             hint = error.hint or f"It was made for {self.detected.title}, perhaps of another width."
             raise AdapterError(f"{self.path}: {group.path} does not fit: {error.message}", hint) from None
@@ -143,7 +151,7 @@ class AdapterFile:
         matched: list[str] = []
         unmatched = list(self.foreign)
         for name, group in self.groups.items():
-            if name in layers and self.kind_of(name) is not None:
+            if name in layers and self.kinds_of(name):
                 layer = layers[name]
                 module = family.components[layer.component].get_submodule(layer.path)
                 adapters[layer] = self.adapter(name, module)
@@ -252,5 +260,5 @@ def _verify(path: Path, stored: _Stored) -> None:
     for name, tensors in expected.items():
         found = file.tensors(name)
         same = found.keys() == tensors.keys() and all(torch.equal(found[s], tensors[s]) for s in found)
-        if not same or file.kind_of(name) is None:
+        if not same or not file.kinds_of(name):
             raise StorageError(f"{path} reads back differently at {name.name}.", "Check the disk.")

@@ -45,17 +45,17 @@ def inspect(path: Path) -> AdapterInfo:
     """What `path` is. Raises AdapterError when it is no sound safetensors file."""
     file = AdapterFile.open(path)
     card = sidecar(path)
-    kinds = {name: file.kind_of(name) for name in file.groups}
-    known = [name for name, kind in kinds.items() if kind is not None]
+    kinds = {name: file.kinds_of(name) for name in file.groups}
+    known = [name for name, found in kinds.items() if found]
     tensors = {name: file.tensors(name) for name in known}
-    unknown = [key for name, kind in kinds.items() if kind is None for key in file.groups[name].keys.values()]
+    unknown = [key for name, found in kinds.items() if not found for key in file.groups[name].keys.values()]
     return AdapterInfo(
         path=path,
         title=file.metadata.get("modelspec.title") or file.metadata.get("ss_output_name") or path.stem,
         family=file.detected.family,
         family_title=file.detected.title,
         evidence=file.detected.evidence,
-        kinds=tuple(sorted({kind.kind for kind in kinds.values() if kind is not None})),
+        kinds=tuple(sorted({kind.kind for found in kinds.values() for kind in found})),
         ranks=_spread(
             [float(t[s].shape[0]) for t in tensors.values() for s in _RANK if s in t and t[s].ndim]
         ),

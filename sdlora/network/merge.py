@@ -58,7 +58,7 @@ def _whole_down(lora: Lora) -> Tensor:
 def _loras(file: AdapterFile) -> dict[Layer, Lora]:
     found: dict[Layer, Lora] = {}
     for name in file.groups:
-        if file.kind_of(name) is not Lora:
+        if file.kinds_of(name) != (Lora,):
             raise AdapterError(
                 f"{file.path} holds more than LoRA ({name.name}), which cannot be set side by side."
             )

@@ -57,7 +57,7 @@ class Patch:
 
     def __init__(self, family: Family) -> None:
         self._family = family
-        self._pristine: dict[Layer, Tensor] = {}
+        self._pristine: dict[Layer, dict[str, Tensor]] = {}
         self._carried: dict[Layer, tuple[tuple[Adapter, float], ...]] = {}
 
     def apply(self, entries: Sequence[Entry]) -> tuple[Applied, ...]:
@@ -87,18 +87,23 @@ class Patch:
 
     @torch.no_grad()
     def _carry(self, layer: Layer, parts: tuple[tuple[Adapter, float], ...]) -> None:
-        weight = module_of(self._family, layer).get_parameter("weight")
-        pristine = self._pristine.setdefault(layer, weight.detach().clone())
-        total = pristine.float()
-        for adapter, multiplier in parts:
-            # Every delta is that of the pristine weight, so that the order of a stack does not matter.
-            total = total + multiplier * adapter.delta(pristine)
-        weight.copy_(total)
+        parameters = dict(module_of(self._family, layer).named_parameters(recurse=False))
+        pristine = self._pristine.setdefault(layer, {n: p.detach().clone() for n, p in parameters.items()})
+        for name, parameter in parameters.items():
+            total = pristine[name].float()
+            for adapter, multiplier in parts:
+                # Every delta is that of the pristine weight, so that the order of a stack does not matter.
+                change = adapter.delta(pristine[name]) if name == "weight" else adapter.bias_delta()
+                if change is not None:
+                    total = total + multiplier * change.to(total)
+            parameter.copy_(total)
         self._carried[layer] = parts
 
     @torch.no_grad()
     def _put_back(self, layer: Layer) -> None:
-        module_of(self._family, layer).get_parameter("weight").copy_(self._pristine.pop(layer))
+        parameters = dict(module_of(self._family, layer).named_parameters(recurse=False))
+        for name, pristine in self._pristine.pop(layer).items():
+            parameters[name].copy_(pristine)
         self._carried.pop(layer, None)
 
 

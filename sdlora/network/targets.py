@@ -12,7 +12,7 @@ from sdlora.errors import ConfigError
 
 
 def resolve(
-    family: Family, placement: Placement, *, types: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)
+    family: Family, placement: Placement, types: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)
 ) -> tuple[Layer, ...]:
     """The layers of `types` that the placement names, in the order of the model.
 

@@ -213,8 +213,12 @@ class _Sample(NamedTuple):
 
 def _longest_caption(family: Family, items: Sequence[Item], config: TrainConfig) -> str:
     """The caption with the most tokens of all."""
+
+    def length(*captions: str) -> int:
+        return family.tokenize(captions).ids.shape[-1]
+
     captions = sorted({with_trigger(item.caption, config.data.captions.trigger) for item in items})
-    return max(captions, key=lambda caption: family.tokenize([caption]).ids.shape[-1])
+    return max(captions, key=length) if length(*captions) > length("") else ""
 
 
 def _stack(conditionings: Sequence[Conditioning]) -> Conditioning:

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from sdlora.data.items import Item
@@ -37,7 +38,7 @@ class BucketPlan:
     bucket_of: tuple[Bucket, ...]
     batch_size: int
 
-    @property
+    @cached_property
     def samples(self) -> dict[Bucket, int]:
         """Images times repeats of each bucket that is used, in the order of the buckets' widths."""
         counts: Counter[Bucket] = Counter()
@@ -45,7 +46,7 @@ class BucketPlan:
             counts[bucket] += item.repeats
         return dict(sorted(counts.items()))
 
-    @property
+    @cached_property
     def batches_per_pass(self) -> int:
         """Batches in which every image was trained on `repeats` times."""
         return sum(map(self.batches_of, self.samples.values()))

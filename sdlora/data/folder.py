@@ -24,6 +24,7 @@ __all__ = ["Dataset", "Item", "Problem", "is_image", "is_mask", "is_passed_over"
 
 MASK = "-masklabel"
 MANY_REPEATS = 200
+FILES_LIMIT = 200_000  # someone named the whole disk
 _IMAGES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp"})
 _OTHER_IMAGES = frozenset({".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".psd", ".svg"})
 _HARMLESS = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
@@ -198,11 +199,18 @@ def _files(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise DatasetError(f"The dataset {folder} {what}.", "Name a folder that holds images.")
+    found = 0
     for root, folders, names in os.walk(folder, onerror=_raise_unreadable):
         folders[:] = sorted(name for name in folders if not is_passed_over(name))
-        for name in sorted(names):
+        links = [name for name in folders if Path(root, name).is_symlink()]  # not followed, but told
+        for name in (*sorted(names), *links):
             if not is_passed_over(name):
+                found += 1
                 yield Path(root, name)
+        if found > FILES_LIMIT:
+            raise DatasetError(
+                f"{folder} holds more than {FILES_LIMIT} files.", "Name the folder of the images itself."
+            )
 
 
 def _raise_unreadable(error: OSError) -> None:

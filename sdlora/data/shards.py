@@ -33,7 +33,7 @@ class Shards:
             return
         flat = {f"{key}/{name}": t.contiguous() for key, part in entries.items() for name, t in part.items()}
         data = save(flat)
-        path = self.folder / f"{hashlib.blake2b(data, digest_size=16).hexdigest()}.safetensors"
+        path = self.folder / f"{_digest(data)}.safetensors"
         write_atomic(path, data)
         self._index(path)
 
@@ -47,7 +47,7 @@ class Shards:
         """Of the shards that hold `keys`, those whose bytes are not what was written are deleted."""
         shards = {path for key in keys for path in self._tensors.get(key, {}).values()}
         for path in sorted(shards):
-            if hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() != path.stem:
+            if not _is_whole(path):
                 self._drop(path)
 
     def _index(self, path: Path) -> None:
@@ -66,3 +66,14 @@ class Shards:
         gone = [key for key, parts in self._tensors.items() if path in parts.values()]
         for key in gone:
             del self._tensors[key]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return _digest(path.read_bytes()) == path.stem
+    except OSError:  # another run has found it damaged and removed it
+        return False

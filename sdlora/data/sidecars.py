@@ -64,7 +64,7 @@ def one_line(text: str) -> str:
     """`text` without line breaks, control characters and runs of spaces."""
     caption = ""
     for line in text.splitlines():
-        line = " ".join("".join(c if c.isprintable() else " " for c in line).split())
+        line = " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in line).split())
         joint = "" if not caption or not line else " " if caption[-1] in ",.;:!?" else ", "
         caption += joint + line
     return caption

@@ -120,6 +120,20 @@ def test_tokens_keep_one_length_when_one_caption_is_long(made: Maker) -> None:
     assert lengths.pop() > 77
 
 
+def test_sdxl_gets_pooled_states_and_sizes(tiny_sdxl: TinyModel, image_folder: Path, tmp_path: Path) -> None:
+    make = Maker(tiny_sdxl, image_folder, tmp_path / "cache")
+    step = make(loop__batch_size=4, data__resolution=64).at(0)[0]
+    assert step.conditioning is not None
+    assert step.conditioning.pooled is not None
+    assert step.conditioning.pooled.shape[0] == 4
+    assert step.sizes is not None
+    height, width = step.latents.shape[2] * 8, step.latents.shape[3] * 8
+    for original_height, original_width, top, left, target_height, target_width in step.sizes.tolist():
+        assert (target_height, target_width) == (height, width)
+        assert (original_height, original_width) in {(64, 64), (64, 96), (96, 64)}
+        assert min(top, left) == 0
+
+
 def test_captions_that_vary_come_as_tokens(made: Maker) -> None:
     step = made(data__captions__shuffle=True, data__captions__trigger="cat").at(0)[0]
     assert step.conditioning is None

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sdlora.data import folder
 from sdlora.data.folder import Dataset, scan
 from sdlora.errors import DatasetError
 from tests.pictures import draw, make_folder
@@ -98,6 +99,26 @@ def test_two_captions_are_told(tmp_path: Path) -> None:
     dataset = scan(tmp_path)
     assert dataset.items[0].caption == "one"
     assert texts(dataset, "two_captions") == ["a.png has two captions; a.txt is used, a.caption is not."]
+
+
+def test_emoji_of_several_parts_stay_whole(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png").with_suffix(".txt").write_text("a 👩\u200d🚀,\ta cat\0", encoding="utf-8")
+    assert scan(tmp_path).items[0].caption == "a 👩\u200d🚀, a cat"
+
+
+def test_a_linked_folder_is_told_and_not_followed(tmp_path: Path, image_folder: Path) -> None:
+    (image_folder / "loop").symlink_to(tmp_path)
+    dataset = scan(image_folder)
+    assert len(dataset.items) == 6
+    assert [problem.text for problem in dataset.problems] == [
+        "loop is neither an image nor a caption; it is not used."
+    ]
+
+
+def test_a_whole_disk_is_no_dataset(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "FILES_LIMIT", 5)
+    with pytest.raises(DatasetError, match="more than 5 files"):
+        scan(image_folder)
 
 
 def test_nothing_is_passed_over_silently(tmp_path: Path) -> None:

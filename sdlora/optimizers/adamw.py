@@ -23,7 +23,7 @@ class AdamW:
 
     lr: float = option(
         2e-4,
-        "Peak learning rate of the UNet's adapters",
+        "Peak learning rate of the UNet's adapters; 0 leaves them out",
         low=0,
         high=10,
         level="basic",

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator
 
 from torch import Tensor
@@ -15,7 +16,7 @@ from sdlora.events import Event, Notice, Outcome, Phase, RunEnded, StepDone
 from sdlora.home import Home
 from sdlora.network.attach import attached
 from sdlora.runtime import Runtime
-from sdlora.training import lr, preview
+from sdlora.training import lr, measured, preview
 from sdlora.training.checkpoint import Checkpoint
 from sdlora.training.recompute import recomputed
 from sdlora.training.results import Result, Results
@@ -79,6 +80,7 @@ class _Loop:
         self.stopping = False
         self.results = Results(session.train_step.result)
         self._skipped_in_a_row = 0
+        self._seconds: deque[float] = deque(maxlen=200)
 
     def go(self) -> RunEnded:
         """All steps that remain are done, or those until the run is told to stop."""
@@ -100,6 +102,7 @@ class _Loop:
             self._tell_results(self.results.flush())
             session.save_checkpoint(self.done)
             session.write_adapter(session.run.adapter, step=self.done)
+            self._remember()
         outcome: Outcome = "finished" if self.done >= steps else "stopped"
         return RunEnded(outcome=outcome, step=self.done, file=session.run.adapter.name if self.done else "")
 
@@ -150,6 +153,7 @@ class _Loop:
                 self._tell_skipped(result)
                 continue
             self._skipped_in_a_row = 0
+            self._seconds.append(result.seconds)
             self.session.tell(
                 StepDone(
                     step=result.step,
@@ -171,6 +175,18 @@ class _Loop:
                 " finite.",
                 "Lower optimizer.lr, set loop.precision to fp32 or bf16, and begin a new run.",
             )
+
+    def _remember(self) -> None:
+        """The next run like this one knows how long it will take."""
+        family = self.session.family
+        measured.remember(
+            Home.default().cache,
+            self.config,
+            tuple(self._seconds),
+            model=str(family.source),
+            resolution=self.config.data.resolution or family.native_size,
+            memory=self.machine.peak_bytes(),
+        )
 
     def _obey(self) -> None:
         """The commands that lie in the run's folder are carried out."""

@@ -2,8 +2,9 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -66,7 +67,7 @@ class Session:
         )
         if last is not None:
             last.fixed.require_same(fixed)
-        network = create(family, config.adapter, seed=config.loop.seed)
+        network = create(family, _taught(config), seed=config.loop.seed)
         train_step = TrainStep(family, network, config)
         if last is not None:
             train_step.restore(last.state())
@@ -126,3 +127,11 @@ class Session:
         )
         self.tell(CheckpointSaved(step=step, file=folder.relative_to(self.run.path).as_posix()))
         checkpoint.prune(self.run, keep=self.config.loop.keep)
+
+
+def _taught(config: TrainConfig) -> Any:  # Any: the option tree of the adapter's kind
+    """The adapter's options, without the parts whose learning rate is zero."""
+    adapter, rates = config.adapter, config.optimizer
+    return replace(
+        adapter, unet=adapter.unet and rates.lr > 0, text_encoder=adapter.text_encoder and rates.text_lr > 0
+    )

@@ -33,7 +33,7 @@ def make_run(home: Path, tiny_sd1: TinyModel, image_folder: Path) -> MakeRun:
             "data.captions.dropout": 0.3,
             "adapter.rank": 2,
             "adapter.dropout": 0.2,
-            "adapter.targets": "attn2",
+            "adapter.targets": r"attn2.to_q|layers.0.self_attn.q_proj",
             "objective.noise_offset": 0.05,
             "optimizer.lr": 1e-3,
             "loop.steps": 6,

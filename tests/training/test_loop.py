@@ -121,6 +121,13 @@ def test_only_the_unet_is_taught_when_so_told_and_captions_are_then_encoded_once
         assert all(key.startswith("lora_unet") for key in list(file.keys()))
 
 
+def test_a_learning_rate_of_zero_leaves_a_part_out(make_run: MakeRun) -> None:
+    run = make_run(optimizer__lr=0, loop__steps=1)
+    train(run)
+    with safe_open(run.adapter, "pt") as file:
+        assert all(key.startswith("lora_te") for key in list(file.keys()))
+
+
 def test_the_file_tells_how_it_was_made(make_run: MakeRun) -> None:
     run = make_run(loop__steps=1, data__captions__trigger="zxc")
     train(run)

@@ -1,7 +1,8 @@
 """Pixels to latents and back, finite at any precision.
 
-Some autoencoders (SDXL's first) overflow in fp16. No name tells which: the result is looked at, and a
-decoder that overflowed computes in fp32 from then on. Encoding is always fp32, for latents are cached.
+Weights are fp32. Decoding computes in the model's precision; some autoencoders (SDXL's first) overflow in
+fp16, which no name tells, so the result is looked at, and one that overflowed computes in fp32 from then on.
+Encoding is always fp32, for latents are cached.
 """
 
 from dataclasses import replace
@@ -17,21 +18,21 @@ from sdlora.base.networks import filled, hollow, placed
 from sdlora.contracts import LatentFormat
 from sdlora.errors import ModelError
 
-_TILE_FROM = 1536 * 1536
-"""Pixels of a picture from which it is decoded in overlapping tiles."""
-
 
 class Autoencoder:
-    """A VAE that encodes in fp32 and decodes in `dtype` where that is finite."""
+    """A VAE that encodes in fp32 and decodes in `dtype` where that is finite.
+
+    Pictures of more than `tile_above` pixels are decoded in overlapping tiles, which bounds the memory.
+    """
 
     def __init__(
         self,
         vae: Any,  # Any: diffusers' AutoencoderKL is untyped
         *,
         dtype: torch.dtype,
+        tile_above: int = 1536 * 1536,
     ) -> None:
-        self.vae = vae
-        self._decode_in(dtype)
+        self.vae, self.dtype, self.tile_above = vae, dtype, tile_above
         scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.format = LatentFormat(vae.config.latent_channels, factor, scale, shift, preview=())
@@ -58,7 +59,7 @@ class Autoencoder:
         latents = latents / self.format.scale + self.format.shift
         pixels = self._decoded(latents)
         if not torch.isfinite(pixels).all() and self.dtype != torch.float32:
-            self._decode_in(torch.float32)
+            self.dtype = torch.float32
             pixels = self._decoded(latents)
         if not torch.isfinite(pixels).all():
             raise ModelError(
@@ -68,19 +69,15 @@ class Autoencoder:
         return pixels.clamp(-1, 1)
 
     def _decoded(self, latents: Tensor) -> Tensor:
-        tiled = latents.shape[-2] * latents.shape[-1] * self.format.factor**2 > _TILE_FROM
+        tiled = latents.shape[-2] * latents.shape[-1] * self.format.factor**2 > self.tile_above
         decode = self.vae.tiled_decode if tiled else self.vae._decode
-        return torch.cat([decode(one.to(self.dtype)).sample.float() for one in torch.split(latents, 1)])
-
-    def _decode_in(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        for part in (self.vae.decoder, self.vae.post_quant_conv):
-            if part is not None:
-                part.to(dtype)
+        half = self.dtype != torch.float32
+        with torch.autocast(latents.device.type, self.dtype, enabled=half):
+            return torch.cat([decode(one).sample.float() for one in torch.split(latents, 1)])
 
 
 def load_autoencoder(files: ModelFiles, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
-    """The frozen autoencoder, its decoder in `dtype`."""
+    """The frozen autoencoder, decoding in `dtype` where that is finite."""
     vae = hollow(AutoencoderKL, files.config("vae"))
     tensors = ((_current_name(name), tensor) for name, tensor in placed(files, "vae", device, torch.float32))
     return Autoencoder(filled(vae, tensors, what=f"the VAE of {files.path}"), dtype=dtype)

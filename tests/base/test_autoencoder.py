@@ -1,0 +1,62 @@
+"""The autoencoder is finite at any precision and any size."""
+
+import pytest
+import torch
+
+from sdlora.base.autoencoder import Autoencoder
+from sdlora.errors import ModelError
+from tests.models import make_vae
+
+
+@pytest.fixture
+def vae() -> torch.nn.Module:
+    """A tiny autoencoder of a fixed seed."""
+    torch.manual_seed(0)
+    return make_vae(scaling_factor=0.13025).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_sound_vae_decodes_in_half_precision(vae: torch.nn.Module, dtype: torch.dtype) -> None:
+    latents = torch.randn(1, 4, 8, 8)
+    expected = Autoencoder(vae, dtype=torch.float32).decode(latents)
+    half = Autoencoder(vae, dtype=dtype)
+    assert torch.allclose(half.decode(latents), expected, atol=0.05)
+    assert half.dtype == dtype
+
+
+def test_a_vae_that_overflows_in_fp16_goes_on_in_fp32(vae: torch.nn.Module) -> None:
+    latents = torch.randn(2, 4, 8, 8)
+    # GroupNorm takes the factor away again, but fp16 ends at 65504
+    for parameter in vae.decoder.conv_in.parameters():
+        parameter.mul_(1e6)
+    expected = Autoencoder(vae, dtype=torch.float32).decode(latents)
+    autoencoder = Autoencoder(vae, dtype=torch.float16)
+    pixels = autoencoder.decode(latents)
+    assert torch.isfinite(pixels).all() and pixels.std() > 0.01
+    assert autoencoder.dtype == torch.float32
+    assert torch.allclose(pixels, expected, atol=1e-5)
+
+
+def test_latents_are_fp32_whatever_the_precision(vae: torch.nn.Module) -> None:
+    pixels = torch.rand(1, 3, 64, 64) * 2 - 1
+    expected = Autoencoder(vae, dtype=torch.float32).encode(pixels)
+    assert torch.equal(Autoencoder(vae, dtype=torch.float16).encode(pixels), expected)
+
+
+def test_damaged_weights_are_told(vae: torch.nn.Module) -> None:
+    autoencoder = Autoencoder(vae, dtype=torch.float32)
+    vae.decoder.conv_out.bias.fill_(torch.nan)
+    with pytest.raises(ModelError, match="a picture that is not finite"):
+        autoencoder.decode(torch.zeros(1, 4, 8, 8))
+    vae.encoder.conv_out.bias.fill_(torch.nan)
+    with pytest.raises(ModelError, match="latents that are not finite"):
+        autoencoder.encode(torch.zeros(1, 3, 64, 64))
+
+
+def test_large_pictures_are_decoded_in_tiles(vae: torch.nn.Module) -> None:
+    latents = torch.randn(1, 4, 20, 28)
+    whole = Autoencoder(vae, dtype=torch.float32).decode(latents)
+    tiled = Autoencoder(vae, dtype=torch.float32, tile_above=100).decode(latents)
+    assert tiled.shape == whole.shape == (1, 3, 160, 224)
+    # every tile sees other neighbours, so they are alike but not equal
+    assert torch.cosine_similarity(tiled.flatten(), whole.flatten(), dim=0) > 0.8

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from sdlora.errors import DatasetError
 
@@ -82,8 +82,9 @@ def read(path: Path) -> bytes:
 def decode(data: bytes, name: str, *, side: int = 0) -> tuple[Image.Image, int]:
     """The picture in `data` as upright RGB, and its number of frames (of which it is the first).
 
-    With `side`, a JPEG may come smaller, but not below `side` pixels, which is faster. Raises DatasetError
-    when the data are damaged, TooLarge when there are too many pixels; the sentence calls it `name`.
+    Its colours are still those of the profile that the file may hold; `in_srgb` converts them. With `side`,
+    a JPEG may come smaller, but not below `side` pixels, which is faster. Raises DatasetError when the data
+    are damaged, TooLarge when there are too many pixels; the sentence calls it `name`.
     """
     try:
         with _quiet, warnings.catch_warnings():
@@ -94,7 +95,10 @@ def decode(data: bytes, name: str, *, side: int = 0) -> tuple[Image.Image, int]:
             image.draft("RGB", (side, side))
         image.load()
         frames = 1 if image.format in ("JPEG", "MPO", "BMP") else int(getattr(image, "n_frames", 1))
-        return _to_rgb(_upright(image)), frames
+        rgb = _to_rgb(_upright(image))
+        if image.mode != "CMYK":
+            rgb.info["icc_profile"] = image.info.get("icc_profile")
+        return rgb, frames
     except Image.DecompressionBombError:
         raise TooLarge(f"{name} has more than {PIXEL_LIMIT // 10**6} million pixels.") from None
     except UnidentifiedImageError:
@@ -104,6 +108,21 @@ def decode(data: bytes, name: str, *, side: int = 0) -> tuple[Image.Image, int]:
     except _DAMAGE as error:
         cut = "truncated" in str(error).lower()
         raise DatasetError(f"{name} is {'cut off: its end is missing' if cut else 'damaged'}.") from None
+
+
+def in_srgb(image: Image.Image) -> Image.Image:
+    """The picture with its colours in sRGB, if the file held another profile: phones write Display P3."""
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return image
+    try:
+        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        if source.profile.xcolor_space.strip() != image.mode:
+            return image
+        srgb = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, source, srgb, outputMode="RGB") or image
+    except (ImageCms.PyCMSError, OSError, ValueError):  # a damaged profile: the numbers are taken as they are
+        return image
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -140,6 +159,8 @@ def _upright(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # Pillow clips 16-bit grey at 255 instead of scaling it
         image = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
+    if image.mode == "CMYK":
+        image = in_srgb(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
     white = Image.new("RGBA", image.size, "white")

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdlora.data.buckets import Bucket
-from sdlora.data.decode import decode, read
+from sdlora.data.decode import decode, in_srgb, read
 from sdlora.data.items import Item
 from sdlora.errors import DatasetError
 
@@ -46,7 +46,7 @@ def load(item: Item, bucket: Bucket, *, flip: bool = False) -> Tensor:
     """
     image = _unchanged(item.path, item.sha256)
     box = place(image.width, image.height, bucket).box
-    small = image.resize(bucket, Image.Resampling.LANCZOS, box=box)
+    small = in_srgb(image.resize(bucket, Image.Resampling.LANCZOS, box=box))
     pixels = _tensor(small, 3) / 127.5 - 1
     return pixels.flip(-1) if flip else pixels
 

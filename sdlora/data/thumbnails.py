@@ -4,7 +4,7 @@ import hashlib
 from io import BytesIO
 from pathlib import Path
 
-from sdlora.data.decode import decode, read
+from sdlora.data.decode import decode, in_srgb, read
 from sdlora.errors import DatasetError
 from sdlora.files import write_atomic
 
@@ -24,6 +24,6 @@ def thumbnail(image: Path, folder: Path, *, side: int = 256) -> Path:
         small = decode(read(image), image.name, side=side)[0]
         small.thumbnail((side, side))
         file = BytesIO()
-        small.save(file, "JPEG", quality=85)
+        in_srgb(small).save(file, "JPEG", quality=85)
         write_atomic(path, file.getvalue())
     return path

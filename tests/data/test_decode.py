@@ -3,9 +3,9 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
-from sdlora.data.decode import decode, inspect
+from sdlora.data.decode import decode, in_srgb, inspect
 from sdlora.errors import DatasetError
 from tests.pictures import draw
 
@@ -67,6 +67,18 @@ def test_damage_is_always_a_sentence(format: str) -> None:
             assert error.message.startswith("a ")
         else:
             assert image.mode == "RGB"
+
+
+def test_a_damaged_profile_is_no_damage() -> None:
+    whole = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    chance = random.Random(0)
+    for _ in range(2000):
+        data = bytearray(whole)
+        for _ in range(chance.randrange(1, 6)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        image = Image.new("RGB", (2, 2))
+        image.info["icc_profile"] = bytes(data)
+        assert in_srgb(image).mode == "RGB"
 
 
 def test_a_gif_is_refused_whatever_its_name(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
+import os
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +106,14 @@ def test_two_captions_are_told(tmp_path: Path) -> None:
 def test_emoji_of_several_parts_stay_whole(tmp_path: Path) -> None:
     picture(tmp_path / "a.png").with_suffix(".txt").write_text("a 👩\u200d🚀,\ta cat\0", encoding="utf-8")
     assert scan(tmp_path).items[0].caption == "a 👩\u200d🚀, a cat"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_no_text_is_told(image_folder: Path) -> None:
+    os.rename(image_folder / "0-red.png", os.fsencode(image_folder) + b"/caf\xe9.png")
+    problem = next(p for p in scan(image_folder).problems if p.kind == "file_name")
+    assert problem.text == "caf\ufffd.png has a name that is no text; rename it."
+    assert problem.fatal
 
 
 def test_a_linked_folder_is_told_and_not_followed(tmp_path: Path, image_folder: Path) -> None:

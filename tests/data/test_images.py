@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from sdlora.data.buckets import Bucket
 from sdlora.data.folder import scan
@@ -53,6 +53,27 @@ def test_every_image_covers_its_bucket(size: tuple[int, int]) -> None:
         assert 0 <= top < bottom <= size[1]
         assert (right - left) / (bottom - top) == pytest.approx(bucket.aspect)
         assert min(found.top_left) == 0
+
+
+def profile(swapped: bool) -> bytes:
+    """sRGB's profile; `swapped`, it calls red what is green."""
+    data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    if swapped:
+        data = data.replace(b"rXYZ", b"----", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"----", b"gXYZ", 1)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("icc", "colour"),
+    [(profile(swapped=False), (1, -1, -1)), (profile(swapped=True), (-1, 1, -1)), (b"broken", (1, -1, -1))],
+)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colours_are_those_of_the_files_profile(
+    tmp_path: Path, icc: bytes, colour: tuple[int, int, int], mode: str
+) -> None:
+    Image.new(mode, (64, 64), "red").save(tmp_path / "a.png", icc_profile=icc)
+    pixels = load(scan(tmp_path).items[0], Bucket(64, 64))
+    assert torch.allclose(pixels[:, 3, 3], torch.tensor(colour).float(), atol=0.02)
 
 
 def test_a_mask_is_placed_like_its_image(tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ class _Scan:
         self._used: set[str] = set()
         for path in _files(folder):
             self._sort_in(path)
+        keys = {sidecars.key(image) for image in self.images}
+        self._mask_facts = dict(self.facts(mask for key, mask in self._masks.items() if key in keys))
 
     def tell(self, path: Path, kind: Kind, text: str, *, fatal: bool = False) -> None:
         self.problems.append(Problem(path=path, kind=kind, text=text, fatal=fatal))
@@ -83,8 +85,9 @@ class _Scan:
     def name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
 
-    def facts(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Facts]]:
+    def facts(self, wanted: Iterable[Path]) -> Iterator[tuple[Path, Facts]]:
         """The facts of every file that holds a picture; a problem for every other."""
+        paths = tuple(wanted)
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             for path, facts in zip(paths, pool.map(_facts_or_error, paths), strict=True):
                 if isinstance(facts, Facts):
@@ -174,11 +177,13 @@ class _Scan:
     def _mask(self, image: Path, facts: Facts) -> tuple[Path | None, str]:
         """The mask of an image and its SHA-256, when it is a picture of the same shape."""
         mask = self._masks.get(sidecars.key(image))
-        for path, found in self.facts([mask] if mask else []):
-            if abs(found.width * facts.height / (found.height * facts.width) - 1) < 0.02:
-                return path, found.sha256
-            text = f"The mask {self.name(path)} has another shape than its image; it is not used."
-            self.tell(path, "mask", text, fatal=True)
+        found = self._mask_facts.get(mask) if mask else None
+        if mask is None or found is None:
+            return None, ""
+        if abs(found.width * facts.height / (found.height * facts.width) - 1) < 0.02:
+            return mask, found.sha256
+        text = f"The mask {self.name(mask)} has another shape than its image; it is not used."
+        self.tell(mask, "mask", text, fatal=True)
         return None, ""
 
     def _tell_orphans(self) -> None:

@@ -99,7 +99,7 @@ def _size_problems(item: Item, bucket: Bucket) -> list[Problem]:
     if enlarged > 1:
         text = (
             f"{item.name} is {item.width} x {item.height} pixels, smaller than its training size "
-            f"of {bucket.width} x {bucket.height}; it is enlarged {enlarged:.2g} times."
+            f"of {bucket.width} x {bucket.height}; it is enlarged {enlarged:.1f} times."
         )
         problems.append(Problem(path=item.path, kind="too_small", text=text))
     lost = cropped(item.width, item.height, bucket)

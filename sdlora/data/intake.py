@@ -63,7 +63,7 @@ def datasets(root: Path) -> dict[str, Path]:
         if path.is_dir() and not path.name.startswith("."):
             found[path.name] = path
         elif path.suffix == LINK:
-            found[path.stem] = Path(path.read_text(encoding="utf-8").strip())
+            found[path.stem] = Path(path.read_text(encoding="utf-8", errors="replace").strip())
     return dict(sorted(found.items()))
 
 
@@ -81,7 +81,8 @@ def add(folder: Path, uploads: Sequence[Path]) -> Added:
             place = staging / str(number)
             place.mkdir()
             sources += _taken_in(upload, place, notes)
-        added = [path for group in _groups(sources) for path in _settle(group, folder, notes)]
+        shelf = _Shelf(folder, notes)
+        added = [path for group in _groups(sources) for path in shelf.put(group)]
     return Added(files=tuple(added), notes=tuple(notes))
 
 
@@ -141,39 +142,58 @@ def _stem(name: PurePosixPath) -> str:
     return name.stem.removesuffix(MASK)
 
 
-def _settle(group: list[Source], folder: Path, notes: list[str]) -> Iterator[Path]:
-    """The files of one image are moved into the dataset under one name."""
-    first = group[0][0]
-    where = folder.joinpath(*(files.safe_name(part) for part in first.parts[:-1]))
-    wished = files.safe_name(_stem(first))[:70]
-    images = [(name, path) for name, path in group if is_image(name)]
-    stem = _free_stem(where, wished, images)
-    if stem != _stem(first):
-        notes.append(f"{first} and what belongs to it is called {stem} now.")
-    for name, path in group:
-        target = where / f"{stem}{MASK if is_mask(name) else ''}{name.suffix.lower()}"
-        if target.exists() and files.sha256(target) == files.sha256(path):
-            notes.append(f"{target.name} is there already.")
-            continue
-        if target.exists():
-            notes.append(f"{target.name} took the place of the old one.")
-        try:
-            where.mkdir(parents=True, exist_ok=True)
-            path.replace(target)
-        except OSError as error:
-            raise files.storage_error(target, error) from error
-        yield target
+class _Shelf:
+    """The dataset as files are put into it, one image with all that belongs to it after another."""
+
+    def __init__(self, folder: Path, notes: list[str]) -> None:
+        self.folder = folder
+        self.notes = notes
+        self._images: dict[Path, dict[str, list[Path]]] = {}  # folder -> name in small letters -> images
+
+    def put(self, group: Sequence[Source]) -> Iterator[Path]:
+        """The files of one image are in the dataset, under one name that no other image has."""
+        first = group[0][0]
+        where = self.folder.joinpath(*(files.safe_name(part) for part in first.parts[:-1]))
+        stem = self._free_stem(where, group)
+        if stem != _stem(first):
+            self.notes.append(f"{first} and what belongs to it is called {stem} now.")
+        for name, path in group:
+            target = where / f"{stem}{MASK if is_mask(name) else ''}{name.suffix.lower()}"
+            if target.exists() and files.sha256(target) == files.sha256(path):
+                self.notes.append(f"{target.name} is there already.")
+                continue
+            if target.exists():
+                self.notes.append(f"{target.name} took the place of the old one.")
+            _move(path, target)
+            if is_image(target):
+                self._images_in(where).setdefault(stem.lower(), []).append(target)
+            yield target
+
+    def _free_stem(self, where: Path, group: Sequence[Source]) -> str:
+        """The wished name or the first of `name-2`, `name-3`, ... under which lies no other image."""
+        wished = files.safe_name(_stem(group[0][0]))[:70]
+        own = {files.sha256(path) for name, path in group if is_image(name)}
+        for stem in (wished, *(f"{wished}-{number}" for number in range(2, 100_000))):
+            there = self._images_in(where).get(stem.lower(), [])
+            if not own or all(files.sha256(path) in own for path in there):
+                return stem
+        raise DatasetError(f"There are too many files called {wished}.")
+
+    def _images_in(self, where: Path) -> dict[str, list[Path]]:
+        if where not in self._images:
+            found = self._images[where] = {}
+            for path in where.iterdir() if where.is_dir() else ():
+                if is_image(path):
+                    found.setdefault(path.stem.lower(), []).append(path)
+        return self._images[where]
 
 
-def _free_stem(where: Path, wished: str, images: list[Source]) -> str:
-    """The first of `wished`, `wished-2`, ... under which no other image lies."""
-    there = {path.name.lower(): path for path in where.iterdir()} if where.is_dir() else {}
-    for number in range(1, 100_000):
-        stem = wished if number == 1 else f"{wished}-{number}"
-        old = [(path, there.get(f"{stem}{name.suffix}".lower())) for name, path in images]
-        if all(there_now is None or files.sha256(there_now) == files.sha256(path) for path, there_now in old):
-            return stem
-    raise DatasetError(f"There are too many files called {wished}.")
+def _move(path: Path, target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    except OSError as error:
+        raise files.storage_error(target, error) from error
 
 
 def _free_name(root: Path, name: str) -> str:

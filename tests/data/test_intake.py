@@ -78,6 +78,16 @@ def test_another_image_of_the_same_name_takes_its_caption_along(dataset: Path, t
     }
 
 
+def test_an_image_of_another_format_does_not_take_over_the_caption(dataset: Path, tmp_path: Path) -> None:
+    intake.add(dataset, [upload(tmp_path / "1", "a.png", png()), upload(tmp_path / "1", "a.txt", b"red")])
+    file = io.BytesIO()
+    draw((64, 64), "blue").save(file, "JPEG")
+    intake.add(
+        dataset, [upload(tmp_path / "2", "A.JPG", file.getvalue()), upload(tmp_path / "2", "A.txt", b"blue")]
+    )
+    assert {item.name: item.caption for item in scan(dataset).items} == {"a.png": "red", "A-2.jpg": "blue"}
+
+
 def test_two_uploads_of_one_name_are_both_kept(dataset: Path, tmp_path: Path) -> None:
     intake.add(dataset, [upload(tmp_path / colour, "a.png", png(colour)) for colour in ("red", "blue")])
     assert names(dataset) == {"a.png", "a-2.png"}

@@ -48,15 +48,15 @@ PYPI_BUILD = {"Linux": "cu130", "Windows": "cpu"}  # what a torch from PyPI is: 
 PROBE_SECONDS = 5.0
 
 # What pip's log says, and what that means to a person. The first that matches counts.
-NETWORK = r"connection broken|Max retries exceeded|ConnectionError|timed out|ProxyError|SSLError"
+NETWORK = r"connection broken|connection error|Max retries exceeded|timed out|ProxyError|SSLError"
 MACHINE = f"{platform.system()}, {platform.machine()}, Python {PYTHON}"
 REASONS = (
     (r"No space left|Errno 28\b|not enough space", "the disk is full: it takes 2 GB, or 8 GB with CUDA."),
     (r"externally-managed-environment", "this Python belongs to the system: start without --here."),
     (r"Permission denied|Access is denied|Errno 13\b|Errno 30\b", "a folder cannot be written to."),
-    (r"ResolutionImpossible", "the packages rule each other out: start without --here."),
     (NETWORK, "a package index cannot be reached: check the network (HTTPS_PROXY names a proxy)."),
-    (r"No matching distribution found for torch\b", f"PyTorch has no build for this machine ({MACHINE})."),
+    (r"(found for|Cannot install) torch\b", f"PyTorch has no build for this machine ({MACHINE})."),
+    (r"ResolutionImpossible", "these versions cannot be had, or not together. Given --here, try without."),
 )
 
 
@@ -206,14 +206,15 @@ def install(environment: Environment, extras: Sequence[str]) -> None:
     before = read_stamp(environment)
     asked = os.environ.get("SDLORA_TORCH_INDEX", before.get("index"))
     extras = sorted({*extras, *before.get("extras", ())})
+    keep = not environment.own and "torch" in installed()
+    torch = [] if keep else ["torch", *torch_index(asked)]
     if environment.own:
         make(environment, anew="lock" in before and outdated_build(before))
     write_stamp(environment, index=asked, extras=extras)
     print("sdlora: installing. This takes some minutes, the first time only.", flush=True)
     with constraints(environment) as pins:
         # Torch goes first and alone: only it may come from PyTorch's index.
-        keep = not environment.own and "torch" in installed()
-        pip(environment, pins, SETUPTOOLS, *([] if keep else ["torch", *torch_index(asked)]))
+        pip(environment, pins, SETUPTOOLS, *torch)
         project = ".[{}]".format(",".join(extras)) if extras else "."
         pip(environment, pins, "--no-build-isolation", "--editable", project)
     write_stamp(environment, torch=check_torch(environment), index=asked, extras=extras, **subject())
@@ -293,10 +294,10 @@ def pip(environment: Environment, pins: str, *arguments: str) -> None:
 
 def explain(log: str) -> str:
     """Why pip failed and what to do, from its log."""
-    errors = re.findall(r"ERROR: +(?!Exception:)(\S.*)", log)
-    said = f' pip says: "{errors[-1].strip()}"' if errors else ""
+    errors = re.findall(r"ERROR: +(?!Exception:|ResolutionImpossible:)(\S.*?)[.\s]*$", log, re.MULTILINE)
+    told = errors[-1:] + sorted(set(re.findall(r"\(constraint\) (\S+)", log)))
     reason = next((text for pattern, text in REASONS if re.search(pattern, log)), "pip could not finish.")
-    return f"the installation failed: {reason}{said} The next start goes on from here."
+    return f"the installation failed: {reason} pip: {'; '.join(told)}. The next start goes on from here."
 
 
 def check_torch(environment: Environment) -> str:

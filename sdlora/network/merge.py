@@ -27,24 +27,19 @@ def merge(entries: Sequence[Entry], *, output: Path, dtype: str = "fp16") -> Ada
     """
     files = [AdapterFile.open(entry.file) for entry in entries]
     family = _common_family(files)
-    parts: dict[Layer, list[Lora]] = {}
+    parts: dict[Layer, list[tuple[Lora, float]]] = {}
     for entry, file in zip(entries, files, strict=True):
         for layer, lora in _loras(file).items():
-            parts.setdefault(layer, []).append(_weighted(lora, entry.weight_of(layer.component)))
+            parts.setdefault(layer, []).append((lora, entry.weight_at(layer)))
     merged = {layer: concat(loras) for layer, loras in parts.items()}
     return save(output, merged, family_name=family, metadata=_parents(entries, files), dtype=dtype)
 
 
-def concat(loras: Sequence[Lora]) -> Lora:
-    """One adapter whose delta is the sum of all deltas; its rank is the sum of the ranks."""
-    down = torch.cat([_whole_down(lora) for lora in loras])
-    up = torch.cat([lora.up.detach().float() * lora.scale for lora in loras], dim=1)
+def concat(loras: Sequence[tuple[Lora, float]]) -> Lora:
+    """One adapter whose delta is the weighted sum of all; its rank is the sum of the ranks."""
+    down = torch.cat([_whole_down(lora) for lora, _ in loras])
+    up = torch.cat([lora.up.detach().float() * (lora.scale * weight) for lora, weight in loras], dim=1)
     return Lora(down, up, alpha=float(down.shape[0]))
-
-
-def _weighted(lora: Lora, weight: float) -> Lora:
-    mid = None if lora.mid is None else lora.mid.detach()
-    return Lora(lora.down.detach(), lora.up.detach().float() * weight, alpha=lora.alpha, mid=mid)
 
 
 def _whole_down(lora: Lora) -> Tensor:

@@ -5,28 +5,44 @@ The pristine weights are kept beside the patched ones and copied back; nothing i
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sdlora.contracts import Adapter, Family, Layer
+from sdlora.errors import AdapterError
 from sdlora.network.attach import module_of
+from sdlora.network.blocks import factor
+from sdlora.network.change import Change
 from sdlora.network.codec import AdapterFile
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An adapter of a stack: its file, its weight, and another for text encoders (None: the same)."""
+    """An adapter of a stack: its file, its weight, and another for text encoders (None: the same).
+
+    `change` says how the weight varies over steps, blocks and the picture.
+    """
 
     file: Path
     weight: float = 1.0
     text_weight: float | None = None
+    change: Change = Change()
 
     def weight_of(self, component: str) -> float:
         """The multiplier of its deltas in `component`."""
         return self.weight if component == "unet" or self.text_weight is None else self.text_weight
+
+    def weight_at(self, layer: Layer) -> float:
+        """The multiplier of its delta of one layer."""
+        return self.weight_of(layer.component) * factor(self.change.blocks, layer)
+
+    def only_text(self) -> "Entry":
+        """The same for the text encoders, nothing in the UNet."""
+        change = Change(blocks=self.change.blocks)
+        return Entry(self.file, 0.0, self.weight_of("text_encoder"), change)
 
 
 @dataclass(frozen=True)
@@ -43,8 +59,12 @@ class Applied:
 def stacked(family: Family, entries: Sequence[Entry]) -> Iterator[tuple[Applied, ...]]:
     """Inside, the family's weights are its own plus every entry's delta; after it, bit for bit as before.
 
-    Raises AdapterError when a file is unsound, for another family, or changes nothing.
+    Raises AdapterError when a file is unsound, for another family, or changes nothing, and for an entry that
+    changes while sampling, which `live.mixed` carries.
     """
+    for entry in entries:
+        if not entry.change.constant:
+            raise AdapterError(f"{entry.file.name} changes while sampling, and cannot be patched.")
     patch = Patch(family)
     try:
         yield patch.apply(entries)
@@ -70,7 +90,7 @@ class Patch:
         for entry in entries:
             resolved = AdapterFile.open(entry.file).resolve(self._family)
             for layer, adapter in resolved.adapters.items():
-                if weight := entry.weight_of(layer.component):
+                if weight := entry.weight_at(layer):
                     wanted.setdefault(layer, []).append((adapter, weight))
             reports.append(Applied(entry, _counted(resolved.adapters), resolved.matched, resolved.unmatched))
         for layer in [layer for layer in self._carried if layer not in wanted]:
@@ -105,6 +125,11 @@ class Patch:
         for name, pristine in self._pristine.pop(layer).items():
             parameters[name].copy_(pristine)
         self._carried.pop(layer, None)
+
+
+def report(entry: Entry, applied: Applied) -> Applied:
+    """The same, told of `entry`."""
+    return replace(applied, entry=entry)
 
 
 def _counted(layers: Mapping[Layer, Adapter]) -> dict[str, int]:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 
 from sdlora import files
@@ -170,14 +171,14 @@ class _Shelf:
             yield target
 
     def _free_stem(self, where: Path, group: Sequence[Source]) -> str:
-        """The wished name or the first of `name-2`, `name-3`, ... under which lies no other image."""
+        """The wished name, or the first of `name-2`, `name-3`, ... under which no other image lies."""
         wished = files.safe_name(_stem(group[0][0]))[:70]
         own = {files.sha256(path) for name, path in group if is_image(name)}
-        for stem in (wished, *(f"{wished}-{number}" for number in range(2, 100_000))):
-            there = self._images_in(where).get(stem.lower(), [])
-            if not own or all(files.sha256(path) in own for path in there):
-                return stem
-        raise DatasetError(f"There are too many files called {wished}.")
+        there = self._images_in(where) if own else {}  # captions alone belong to the image that is there
+        stems = chain([wished], (f"{wished}-{number}" for number in count(2)))
+        return next(
+            stem for stem in stems if all(files.sha256(path) in own for path in there.get(stem.lower(), ()))
+        )
 
     def _images_in(self, where: Path) -> dict[str, list[Path]]:
         if where not in self._images:

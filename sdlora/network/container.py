@@ -85,6 +85,15 @@ class Container:
         except (OSError, ValueError) as error:
             raise AdapterError(f"{self.path} changed while it was read: {error}.", "Try again.") from None
 
+    def rewrite(self, tensors: Mapping[str, Tensor]) -> None:
+        """The file holds these tensors, all of its own names, and its texts as they were."""
+        assert tensors.keys() == self.entries.keys()
+        head, names, blocks = _laid_out(tensors)
+        with self.path.open("wb") as file:
+            file.write(_header(head, self.metadata))
+            for name in names:
+                file.write(blocks[name])
+
     def payload_hash(self) -> str:
         """Hex SHA-256 of the payload: what `sshs_model_hash` means, whatever the metadata."""
         digest = hashlib.sha256()
@@ -100,18 +109,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
     Adds the hashes `sshs_model_hash` and `sshs_legacy_hash`.
     """
-    names = sorted(tensors)
-    blocks = [_bytes(tensors[name]) for name in names]
-    payload = b"".join(blocks)
-    shapes: dict[str, object] = {}
-    position = 0
-    for name, block in zip(names, blocks, strict=True):
-        shapes[name] = {
-            "dtype": _NAMES[tensors[name].dtype],
-            "shape": list(tensors[name].shape),
-            "data_offsets": [position, position + len(block)],
-        }
-        position += len(block)
+    shapes, names, blocks = _laid_out(tensors)
+    payload = b"".join(blocks[name] for name in names)
     hashes = {
         "sshs_model_hash": hashlib.sha256(payload).hexdigest(),
         "sshs_legacy_hash": _legacy_hash(shapes, metadata, payload),
@@ -121,8 +120,25 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         file.write(payload)
 
 
+def _laid_out(tensors: Mapping[str, Tensor]) -> tuple[dict[str, object], list[str], dict[str, bytes]]:
+    """The header's lines, the order of the tensors, and their bytes."""
+    shapes: dict[str, object] = {}
+    blocks: dict[str, bytes] = {}
+    names = sorted(tensors)
+    position = 0
+    for name in names:
+        blocks[name] = _bytes(tensors[name])
+        shapes[name] = {
+            "dtype": _NAMES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [position, position + len(blocks[name])],
+        }
+        position += len(blocks[name])
+    return shapes, names, blocks
+
+
 def _header(shapes: Mapping[str, object], metadata: Mapping[str, str]) -> bytes:
-    table = {"__metadata__": dict(sorted(metadata.items())), **shapes}
+    table: dict[str, object] = {"__metadata__": dict(sorted(metadata.items())), **shapes}
     text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the payload begins at a multiple of 8
     return len(text).to_bytes(8, "little") + text

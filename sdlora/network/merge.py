@@ -1,80 +1,170 @@
 """Several adapters as one file.
 
 Deltas are what is added, never factors: (B1 + B2)(A1 + A2) would hold cross terms that no stack has.
-`concat` sets the factors side by side, B = [w1 s1 B1, w2 s2 B2, ...] and A = [A1, A2, ...], which is the
-stack itself; its rank is the sum of the ranks.
+
+    concat  sets the factors side by side: the stack itself, exactly; the ranks add up
+    svd     the closest adapter of a given rank
+    ties    trims each delta to its largest values, and lets the majority decide on signs (Yadav et al. 2023)
+    dare    drops values of each delta at random and scales up the rest (Yu et al. 2024)
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdlora.adapters.lora import Lora
-from sdlora.contracts import Layer
+from sdlora.contracts import Adapter, Family, Layer
 from sdlora.errors import AdapterError
+from sdlora.network.attach import module_of
 from sdlora.network.codec import AdapterFile, save
 from sdlora.network.info import short_hash
+from sdlora.network.loose import loras, shape_of
+from sdlora.network.spectrum import of_matrix, of_product, whole_down
 from sdlora.network.stack import Entry
 
+Method = Literal["concat", "svd", "ties", "dare"]
+METHODS: tuple[Method, ...] = ("concat", "svd", "ties", "dare")
 
-def merge(entries: Sequence[Entry], *, output: Path, dtype: str = "fp16") -> AdapterFile:
-    """`output` is one adapter that does what the stack of `entries` does.
 
-    Raises AdapterError when the files are for different families or hold more than LoRA.
+@dataclass(frozen=True)
+class Written:
+    """An adapter file that was made: its layers, lowest and highest rank, and the part of the energy (squared
+    norm) of the deltas that it keeps, in [0,1].
+    """
+
+    path: Path
+    layers: int
+    ranks: tuple[int, int]
+    kept: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """An adapter of a layer with its weight in the stack, and the base's weight (or its shape alone)."""
+
+    adapter: Adapter
+    by: float
+    base: Tensor
+
+    def delta(self) -> Tensor:
+        """The weighted change of the base's weight, as a matrix [O,I]."""
+        return self.by * self.adapter.delta(self.base).detach().float().flatten(1)
+
+
+def merge(
+    entries: Sequence[Entry],
+    *,
+    output: Path,
+    method: Method = "concat",
+    rank: int = 0,
+    density: float = 0.5,
+    dtype: str = "fp16",
+    family: Family | None = None,
+) -> Written:
+    """`output` is one LoRA file that does what the stack of `entries` does.
+
+    `rank` 0 is the largest rank of a layer's parts; `density` is the part of values that ties and dare keep.
+    Kinds other than LoRA need their `family`. Raises AdapterError when files are for different families.
     """
     files = [AdapterFile.open(entry.file) for entry in entries]
-    family = _common_family(files)
-    parts: dict[Layer, list[tuple[Lora, float]]] = {}
+    family_name = _common_family(files, family)
+    parts: dict[Layer, list[Part]] = {}
     for entry, file in zip(entries, files, strict=True):
-        for layer, lora in _loras(file).items():
-            parts.setdefault(layer, []).append((lora, entry.weight_at(layer)))
-    merged = {layer: concat(loras) for layer, loras in parts.items()}
-    return save(output, merged, family_name=family, metadata=_parents(entries, files), dtype=dtype)
+        for layer, adapter in _adapters(file, family).items():
+            base = _base(layer, adapter, family)
+            parts.setdefault(layer, []).append(Part(adapter, entry.weight_at(layer), base))
+    merged: dict[Layer, Lora] = {}
+    kept = energy = 0.0
+    for number, (layer, found) in enumerate(parts.items()):
+        merged[layer], part_kept, part = _merged(found, method, rank=rank, density=density, seed=number)
+        kept, energy = kept + part_kept, energy + part
+    save(output, merged, family_name=family_name, metadata=_parents(entries, files), dtype=dtype)
+    ranks = [lora.rank for lora in merged.values()]
+    return Written(output, len(merged), (min(ranks), max(ranks)), kept / energy if energy else 1.0)
 
 
-def concat(loras: Sequence[tuple[Lora, float]]) -> Lora:
+def concat(parts: Sequence[tuple[Lora, float]]) -> Lora:
     """One adapter whose delta is the weighted sum of all; its rank is the sum of the ranks."""
-    down = torch.cat([_whole_down(lora) for lora, _ in loras])
-    up = torch.cat([lora.up.detach().float() * (lora.scale * weight) for lora, weight in loras], dim=1)
+    down = torch.cat([whole_down(lora) for lora, _ in parts])
+    up = torch.cat([lora.up.detach().float() * (lora.scale * by) for lora, by in parts], dim=1)
     return Lora(down, up, alpha=float(down.shape[0]))
 
 
-def _whole_down(lora: Lora) -> Tensor:
-    """`down` with a Tucker core multiplied in."""
-    down = lora.down.detach().float()
-    if lora.mid is None:
-        return down
-    return torch.einsum("ab...,bi->ai...", lora.mid.detach().float(), down.flatten(1))
+def ties(deltas: Sequence[Tensor], density: float) -> Tensor:
+    """The mean of the values that are among their delta's largest and have the majority's sign."""
+    kept = torch.stack([_largest(delta, density) for delta in deltas])
+    sign = kept.sum(dim=0).sign()
+    agreeing = torch.where(kept.sign() == sign, kept, 0)
+    return agreeing.sum(dim=0) / (agreeing != 0).sum(dim=0).clamp(min=1)
 
 
-def _loras(file: AdapterFile) -> dict[Layer, Lora]:
-    found: dict[Layer, Lora] = {}
-    for name in file.groups:
-        if file.kinds_of(name) != (Lora,):
-            raise AdapterError(
-                f"{file.path} holds more than LoRA ({name.name}), which cannot be set side by side."
-            )
-        adapter = file.adapter(name, _stand_in(file.tensors(name)))
+def dare(deltas: Sequence[Tensor], density: float, *, seed: int) -> Tensor:
+    """The sum of the deltas, of which the part `density` is kept at random and scaled up by 1 / density."""
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros_like(deltas[0])
+    for delta in deltas:
+        mask = torch.rand(delta.shape, generator=generator) < density
+        total = total + torch.where(mask.to(delta.device), delta / density, 0)
+    return total
+
+
+def _merged(
+    parts: Sequence[Part], method: Method, *, rank: int, density: float, seed: int
+) -> tuple[Lora, float, float]:
+    """The merged adapter of a layer, its energy, and the energy of what it stands for."""
+    plain = [(part.adapter, part.by) for part in parts if isinstance(part.adapter, Lora)]
+    low_rank = len(plain) == len(parts)
+    if method == "concat":
+        if not low_rank:
+            raise AdapterError("Only LoRA can be set side by side.", "Choose the method svd and a rank.")
+        return concat(plain), 0.0, 0.0
+    rank = rank or max((lora.rank for lora, _ in plain), default=16)
+    if method == "svd" and low_rank:
+        pair = concat(plain)
+        spectrum = of_product(pair.up.detach().flatten(1), pair.down.detach().flatten(1))
+    else:
+        deltas = [part.delta() for part in parts]
+        whole = {"ties": lambda: ties(deltas, density), "dare": lambda: dare(deltas, density, seed=seed)}
+        spectrum = of_matrix(whole[method]() if method in whole else torch.stack(deltas).sum(dim=0), rank)
+    return spectrum.lora(rank, parts[0].base.shape), spectrum.kept(rank), spectrum.energy
+
+
+def _largest(delta: Tensor, density: float) -> Tensor:
+    count = max(1, int(density * delta.numel()))
+    places = delta.abs().flatten().topk(count).indices
+    return torch.zeros_like(delta).flatten().scatter(0, places, delta.flatten()[places]).reshape(delta.shape)
+
+
+def _adapters(file: AdapterFile, family: Family | None) -> Mapping[Layer, Adapter]:
+    if family is None:
+        return loras(file)
+    resolved = file.resolve(family)
+    if resolved.unmatched:
+        raise AdapterError(f"{file.path} holds {resolved.unmatched[0][:100]}, which is not in the base.")
+    return resolved.adapters
+
+
+def _base(layer: Layer, adapter: Adapter, family: Family | None) -> Tensor:
+    if family is not None:
+        weight = module_of(family, layer).get_parameter("weight").detach()
+    else:
         assert isinstance(adapter, Lora)
-        found[Layer(name.component, name.name)] = adapter
-    return found
+        # a shape without memory behind it
+        weight = torch.zeros(1).expand(shape_of(adapter))
+    if weight.ndim < 2 or adapter.bias_delta() is not None:
+        raise AdapterError(
+            f"{layer.path} changes a bias or a normalisation, for which LoRA has no place.",
+            "Bake the stack into its base instead.",
+        )
+    return weight
 
 
-def _stand_in(tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A layer without memory of the form that the tensors are made for."""
-    down, up = tensors["lora_down.weight"], tensors.get("lora_up.weight")
-    if up is None or up.ndim < 2 or down.ndim < 2:
-        raise AdapterError("The factors lora_down and lora_up are not both there as matrices.")
-    kernel = tensors.get("lora_mid.weight", down).shape[2:]
-    if len(kernel) == 2:
-        return nn.Conv2d(down.shape[1], up.shape[0], (kernel[0], kernel[1]), device="meta")
-    return nn.Linear(down.shape[1], up.shape[0], device="meta")
-
-
-def _common_family(files: Sequence[AdapterFile]) -> str:
+def _common_family(files: Sequence[AdapterFile], family: Family | None) -> str:
     if not files:
         raise AdapterError("Nothing to merge.", "Name at least one adapter.")
     first = files[0]
@@ -84,7 +174,7 @@ def _common_family(files: Sequence[AdapterFile]) -> str:
                 f"{first.path} was made for {first.detected.title}, {file.path} for {file.detected.title}.",
                 "Only adapters of one base family can be merged.",
             )
-    return first.detected.family
+    return family.name if family is not None else first.detected.family
 
 
 def _parents(entries: Sequence[Entry], files: Sequence[AdapterFile]) -> dict[str, str]:

@@ -1,0 +1,48 @@
+"""LoRA files without their base: what their factors say alone, enough to merge, resize and measure them."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sdlora.adapters.lora import Lora
+from sdlora.contracts import Layer
+from sdlora.errors import AdapterError
+from sdlora.network.codec import AdapterFile
+
+
+def loras(file: AdapterFile) -> dict[Layer, Lora]:
+    """The file's adapters by layer; paths are canonical names, as no base spells them.
+
+    Raises AdapterError when it holds anything but LoRA, or keys of no known form.
+    """
+    if file.foreign:
+        raise AdapterError(f"{file.path} holds {file.foreign[0][:100]}, which no kind of adapter knows.")
+    found: dict[Layer, Lora] = {}
+    for name in file.groups:
+        if file.kinds_of(name) != (Lora,):
+            raise AdapterError(
+                f"{file.path} holds more than LoRA (at {name.name}), which only makes sense on its base.",
+                "Name the base model too.",
+            )
+        adapter = file.adapter(name, _stand_in(file, file.tensors(name)))
+        assert isinstance(adapter, Lora)
+        found[Layer(name.component, name.name)] = adapter
+    return found
+
+
+def shape_of(lora: Lora) -> tuple[int, ...]:
+    """The shape of the weight that it changes."""
+    kernel = lora.down.shape[2:] if lora.mid is None else lora.mid.shape[2:]
+    return (lora.up.shape[0], lora.down.shape[1], *kernel)
+
+
+def _stand_in(file: AdapterFile, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A layer without memory of the form that the tensors are made for."""
+    down, up = tensors["lora_down.weight"], tensors.get("lora_up.weight", torch.empty(0))
+    kernel = tensors.get("lora_mid.weight", down).shape[2:]
+    if up.ndim < 2 or down.ndim < 2 or len(kernel) not in (0, 2):
+        raise AdapterError(f"{file.path}: lora_down and lora_up are no matrices or kernels.")
+    if len(kernel) == 2:
+        return nn.Conv2d(down.shape[1], up.shape[0], (kernel[0], kernel[1]), device="meta")
+    return nn.Linear(down.shape[1], up.shape[0], device="meta")

@@ -7,7 +7,7 @@ DDPM (Ho et al. 2020), sec. 2; v-prediction: Salimans & Ho 2022, app. D; zero-te
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,7 @@ class NoiseProcess:
 
     alphas_bar: Tensor
     prediction: Prediction
+    _tables: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def scaled_linear(
@@ -83,7 +84,7 @@ class NoiseProcess:
 
     def snr(self, timesteps: Tensor) -> Tensor:
         """SNR at timesteps [B] -> [B] on their device."""
-        alphas = self.alphas_bar.to(timesteps.device)[timesteps]
+        alphas = self._at(timesteps)
         return alphas / (1 - alphas)
 
     def add(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -106,5 +107,12 @@ class NoiseProcess:
         return signal * noisy - sigma * output
 
     def _roots(self, timesteps: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
-        alphas = self.alphas_bar.to(timesteps.device)[timesteps].view(-1, *[1] * (ndim - 1))
+        alphas = self._at(timesteps).view(-1, *[1] * (ndim - 1))
         return alphas.sqrt(), (1 - alphas).sqrt()
+
+    def _at(self, timesteps: Tensor) -> Tensor:
+        # A captured step cannot copy from the host, so each device keeps a table of its own.
+        device = timesteps.device
+        if device not in self._tables:
+            self._tables[device] = self.alphas_bar.to(device)
+        return self._tables[device][timesteps]

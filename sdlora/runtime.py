@@ -81,6 +81,14 @@ def seed(seed: int, step: int) -> None:
     torch.manual_seed(int.from_bytes(digest, "little", signed=True))
 
 
+def synchronize(device: torch.device) -> None:
+    """All work that was handed to `device` is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 @contextlib.contextmanager
 def kernels(*, deterministic: bool, threads: int = 0) -> Iterator[None]:
     """Inside, kernels give the same bits every time (or, if not `deterministic`, are the fastest measured).

@@ -5,7 +5,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from torch import Tensor
+import torch
 
 from sdlora import runtime
 from sdlora.config import TrainConfig
@@ -14,9 +14,11 @@ from sdlora.data.batches import Batches, prepare
 from sdlora.errors import Cancelled, SdloraError, StorageError
 from sdlora.events import Event, Notice, Outcome, Phase, RunEnded, StepDone
 from sdlora.home import Home
+from sdlora.loading import load_family
 from sdlora.network.attach import attached
 from sdlora.runtime import Runtime
 from sdlora.training import lr, measured, preview
+from sdlora.training.capture import CapturedStep, CaptureError
 from sdlora.training.checkpoint import Checkpoint
 from sdlora.training.recompute import recomputed
 from sdlora.training.results import Result, Results
@@ -66,10 +68,20 @@ def _in_its_place(run: Run, tell: Tell) -> RunEnded:
         runtime.kernels(deterministic=config.loop.deterministic, threads=last.fixed.threads if last else 0),
         runtime.memory_told(_advice(config)),
     ):
-        return _Loop(Session.begin(run, machine, last=last, tell=tell), machine).go()
+        tell(Phase(name="loading the base", done=0, total=1))
+        family = load_family(
+            config.base.model,
+            device=machine.device,
+            dtype=machine.dtype,
+            family=config.base.family,
+            prediction=config.base.prediction,
+            roots=(Home.default().models,),
+        )
+        session = Session.begin(run, machine, family=family, last=last, tell=tell)
+        return Loop(session, machine).go()
 
 
-class _Loop:
+class Loop:
     """The steps of a session, and what is done between them."""
 
     def __init__(self, session: Session, machine: Runtime) -> None:
@@ -79,6 +91,8 @@ class _Loop:
         self.done = session.start
         self.stopping = False
         self.results = Results(session.train_step.result)
+        capture = self.config.loop.capture and machine.device.type == "cuda"
+        self._captured = CapturedStep(session.train_step) if capture else None
         self._skipped_in_a_row = 0
         self._seconds: deque[float] = deque(maxlen=200)
 
@@ -138,14 +152,20 @@ class _Loop:
         runtime.seed(loop.seed, self.done)
         share = lr.factor(self.config.schedule, self.done, steps=loop.steps)
         rate = train_step.prepare(self.done, lr_factor=share)
-        for step in micro_batches:
-            train_step.accumulate(step.map(self._on_device))
-        train_step.update()
+        self._run(micro_batches)
         self.done += 1
         self._tell_results(self.results.push(self.done, lr=rate))
 
-    def _on_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.machine.device, non_blocking=True)
+    def _run(self, micro_batches: tuple[Step, ...]) -> None:
+        if self._captured is not None:
+            try:
+                self._captured.run(micro_batches)
+                return
+            except CaptureError as error:
+                self._captured = None
+                self.session.tell(Notice(text=error.message, hint="The run goes on uncaptured, more slowly."))
+                torch.cuda.empty_cache()
+        self.session.train_step.run(micro_batches)
 
     def _tell_results(self, results: Iterator[Result]) -> None:
         for result in results:

@@ -12,9 +12,7 @@ from sdlora.config import TrainConfig
 from sdlora.contracts import Family
 from sdlora.data.folder import scan
 from sdlora.data.items import Dataset
-from sdlora.events import CheckpointSaved, Event, Phase, RunStarted
-from sdlora.home import Home
-from sdlora.loading import load_family
+from sdlora.events import CheckpointSaved, Event, RunStarted
 from sdlora.network import codec
 from sdlora.network.attach import Network, create
 from sdlora.runtime import Runtime
@@ -42,22 +40,15 @@ class Session:
     tell: Tell
 
     @classmethod
-    def begin(cls, run: Run, machine: Runtime, *, last: Checkpoint | None, tell: Tell) -> "Session":
-        """The run's parts, as new or as its `last` checkpoint holds them.
+    def begin(
+        cls, run: Run, machine: Runtime, *, family: Family, last: Checkpoint | None, tell: Tell
+    ) -> "Session":
+        """The run's parts around a loaded `family`, as new or as its `last` checkpoint holds them.
 
         Raises RunError when something that must stay the same has changed since.
         """
         config = run.config
         dataset = scan(Path(config.data.folder), repeats=config.data.repeats)
-        tell(Phase(name="loading the base", done=0, total=1))
-        family = load_family(
-            config.base.model,
-            device=machine.device,
-            dtype=machine.dtype,
-            family=config.base.family,
-            prediction=config.base.prediction,
-            roots=(Home.default().models,),
-        )
         fixed = Fixed.of(
             config,
             dataset,
@@ -67,6 +58,7 @@ class Session:
         )
         if last is not None:
             last.fixed.require_same(fixed)
+        _lay_out(family)
         network = create(family, _taught(config), seed=config.loop.seed)
         train_step = TrainStep(family, network, config)
         if last is not None:
@@ -135,3 +127,9 @@ def _taught(config: TrainConfig) -> Any:  # Any: the option tree of the adapter'
     return replace(
         adapter, unet=adapter.unet and rates.lr > 0, text_encoder=adapter.text_encoder and rates.text_lr > 0
     )
+
+
+def _lay_out(family: Family) -> None:
+    """The UNet's kernels lie in memory as tensor cores read them; its values are the same."""
+    if family.device.type == "cuda":
+        family.components["unet"].to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it

@@ -7,7 +7,7 @@ device decides by itself: clipping, loss scale and leaving out are two scalars h
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -44,6 +44,12 @@ class TrainStep:
         if self.ema is not None:
             self.ema.prepare(step)
         return self._peaks[0] * lr_factor
+
+    def run(self, micro_batches: Iterable[Step]) -> None:
+        """One optimizer step, call by call."""
+        for step in micro_batches:
+            self.accumulate(step.map(lambda part: part.to(self.family.device, non_blocking=True)))
+        self.update()
 
     def accumulate(self, step: Step) -> None:
         """The gradient of the mean loss of `step` is added to that of the optimizer step."""
@@ -92,6 +98,10 @@ class TrainStep:
             raise RunError("The checkpoint belongs to other adapters.", "Begin a new run.")
         for name, tensor in own.items():
             tensor.copy_(state[name])
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that `accumulate` and `update` change."""
+        return [*self.state().values(), *self._grads, self._loss, self.result]
 
     def _conditioning(self, step: Step) -> Conditioning:
         if step.conditioning is not None:

@@ -1,0 +1,177 @@
+"""How fast training is, measured in one go: ours captured and uncaptured, a plain loop, and the ceiling.
+
+    python benchmarks/speed/run.py                  the built-in base on the CPU
+    python benchmarks/speed/run.py sd1 sdxl         the true sizes with random weights, on the GPU
+
+Ours is the whole run: data, events, results read back; previews and checkpoints are off. Prints a table and
+writes `speed.json` to the folder given by --output.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.speed import families, reference  # the path above comes first
+from sdlora import options, runtime
+from sdlora.config import TrainConfig
+from sdlora.contracts import Family
+from sdlora.events import Event, Notice, StepDone
+from sdlora.loading import load_family
+from sdlora.runtime import Runtime
+from sdlora.training.loop import Loop
+from sdlora.training.run import Run
+from sdlora.training.session import Session
+from tests.pictures import draw
+
+WARM_UP = 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. `memory` in GiB reserved on a GPU; `first_step` in seconds from the loaded base."""
+
+    what: str
+    steps_per_second: float
+    images_per_second: float
+    memory: float = 0.0
+    first_step: float = 0.0
+    notice: str = ""
+
+
+def ours(family: Family, machine: Runtime, folder: Path, what: str, **changes: object) -> Row:
+    """A whole run of ours on the loaded family."""
+    values = {
+        "data.folder": str(folder / f"pictures-{family.native_size}"),
+        "data.captions.dropout": 0.0,
+        "adapter.text_encoder": False,
+        "adapter.rank": 16,
+        "adapter.alpha": 16.0,
+        "preview.every": -1,
+        "loop.save_every": 1_000_000,
+        "loop.batch_size": 1,
+        "loop.device": str(machine.device),
+        "loop.precision": machine.precision,
+    }
+    values |= {name.replace("__", "."): value for name, value in changes.items()}
+    run = Run.create(options.build(TrainConfig, values), folder / "runs")
+    done: list[StepDone] = []
+    notices: list[str] = []
+
+    def tell(event: Event) -> None:
+        run.report(event)
+        if isinstance(event, StepDone):
+            done.append(event)
+        elif isinstance(event, Notice):
+            notices.append(event.text)
+
+    if machine.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    begin = time.time()
+    with run.locked(), runtime.kernels(deterministic=run.config.loop.deterministic):
+        session = Session.begin(run, machine, family=family, last=None, tell=tell)
+        Loop(session, machine).go()
+    first, last = done[min(WARM_UP, len(done) // 2)], done[-1]
+    rate = (last.step - first.step) / (last.time - first.time)
+    images = rate * run.config.loop.batch_size * run.config.loop.accumulate
+    memory = machine.peak_bytes() / 2**30
+    return Row(what, rate, images, memory, done[0].time - begin, "; ".join(notices))
+
+
+def theirs(family: Family, what: str, *, batch: int, steps: int) -> Row:
+    """The plain loop on the same family."""
+    rate = reference.steps_per_second(family, batch=batch, warm_up=5, steps=steps)
+    return Row(what, rate, rate * batch)
+
+
+def ceiling(device: torch.device, dtype: torch.dtype) -> float:
+    """TFLOP/s of large matrix products on random numbers."""
+    size = 8192 if device.type == "cuda" else 1024
+    left, right = torch.randn(2, size, size, device=device).to(dtype)
+    for _ in range(3):
+        left @ right
+    runtime.synchronize(device)
+    begin = time.perf_counter()
+    for _ in range(10):
+        left @ right
+    runtime.synchronize(device)
+    return 10 * 2 * size**3 / (time.perf_counter() - begin) / 1e12
+
+
+def measure(name: str, machine: Runtime, folder: Path, *, steps: int) -> list[Row]:
+    """All rows of one base."""
+    side = {"builtin": 128, "sd1": 512, "sdxl": 1024}[name]
+    make_pictures(folder / f"pictures-{side}", side)
+    if name == "builtin":
+        family = load_family("builtin", device=machine.device, dtype=machine.dtype)
+        kinds = {"batch 1": {}, "batch 4": {"loop__batch_size": 4}}
+    else:
+        family = families.make(name, folder / name, device=machine.device, dtype=machine.dtype)
+        kinds = {
+            "batch 1": {},
+            "batch 4": {"loop__batch_size": 4},
+            "batch 1, text encoder too": {"adapter__text_encoder": True},
+            "batch 1, any kernels": {"loop__deterministic": False},
+        }
+    rows = []
+    for title, changes in kinds.items():
+        rows.append(ours(family, machine, folder, f"{name} {title}", loop__steps=steps, **changes))
+        show(rows[-1])
+    few = max(10, steps // 4)
+    if machine.device.type == "cuda":
+        slow = {"loop__capture": False, "loop__steps": few}
+        rows.append(ours(family, machine, folder, f"{name} batch 1 uncaptured", **slow))
+        show(rows[-1])
+    for batch in (1, 4):
+        rows.append(theirs(family, f"{name} batch {batch} plain loop", batch=batch, steps=few))
+        show(rows[-1])
+    return rows
+
+
+def make_pictures(folder: Path, side: int) -> None:
+    """`folder` holds 16 drawn pictures with captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(16):
+        draw((side, side), f"hsl({number * 22}, 80%, 50%)").save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a ball of colour {number}")
+
+
+def show(row: Row) -> None:
+    print(
+        f"{row.what:<34}{row.steps_per_second:8.2f} steps/s {row.images_per_second:8.2f} images/s"
+        f" {row.memory:7.2f} GiB {row.first_step:6.1f} s to the first step  {row.notice}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bases", nargs="*", help="builtin, sd1 or sdxl; builtin when none is named")
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--output", type=Path, default=Path("."))
+    arguments = parser.parse_args()
+    bases = arguments.bases or ["builtin"]
+    machine = Runtime.choose("cpu" if bases == ["builtin"] else "auto")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["SDLORA_HOME"] = folder
+        print(machine.title, machine.precision, flush=True)
+        limit = ceiling(machine.device, machine.dtype)
+        print(f"large matrix products: {limit:.1f} TFLOP/s", flush=True)
+        rows = [row for name in bases for row in measure(name, machine, Path(folder), steps=arguments.steps)]
+    table = {"device": machine.title, "ceiling_tflops": limit, "rows": [asdict(row) for row in rows]}
+    (arguments.output / "speed.json").write_text(json.dumps(table, indent=1))
+
+
+if __name__ == "__main__":
+    main()

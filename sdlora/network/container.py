@@ -8,6 +8,7 @@ allocated; our own writer, because equal contents must give equal bytes.
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,21 @@ class Container:
                 return {name: _tensor(file, self.entries[name]) for name in names}
         except (OSError, ValueError) as error:
             raise AdapterError(f"{self.path} changed while it was read: {error}.", "Try again.") from None
+
+    def copy(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """`path` holds the same tensors, byte for byte, with these texts."""
+        lines = {
+            name: {
+                "dtype": _NAMES[entry.dtype],
+                "shape": list(entry.shape),
+                "data_offsets": [entry.start - self.payload, entry.end - self.payload],
+            }
+            for name, entry in self.entries.items()
+        }
+        with self.path.open("rb") as source, path.open("wb") as file:
+            file.write(_header(lines, metadata))
+            source.seek(self.payload)
+            shutil.copyfileobj(source, file, 1 << 20)
 
     def rewrite(self, tensors: Mapping[str, Tensor]) -> None:
         """The file holds these tensors, all of its own names, and its texts as they were."""

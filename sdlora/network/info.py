@@ -1,12 +1,12 @@
 """What an adapter file is, told without a base: for lists, cards and `sdlora inspect`."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from sdlora.network import sidecar
 from sdlora.network.codec import AdapterFile
 from sdlora.network.metadata import tag_frequency
 from sdlora.network.names import Name
@@ -44,7 +44,7 @@ class AdapterInfo:
 def inspect(path: Path) -> AdapterInfo:
     """What `path` is. Raises AdapterError when it is no sound safetensors file."""
     file = AdapterFile.open(path)
-    card = sidecar(path)
+    card = sidecar.read(path)
     kinds = {name: file.kinds_of(name) for name in file.groups}
     known = [name for name, found in kinds.items() if found]
     tensors = {name: file.tensors(name) for name in known}
@@ -77,15 +77,6 @@ def short_hash(file: AdapterFile) -> str:
     """The 12 hex digits that A1111 calls the file by: of its payload, as its header says if it does."""
     told = file.metadata.get("sshs_model_hash", "")
     return (told if len(told) == 64 else file.container.payload_hash())[:12]
-
-
-def sidecar(path: Path) -> dict[str, object]:
-    """The texts that A1111 keeps beside an adapter in NAME.json; {} where there are none."""
-    try:
-        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return card if isinstance(card, dict) else {}
 
 
 def _triggers(metadata: Mapping[str, str], card: Mapping[str, object]) -> tuple[str, ...]:

@@ -15,8 +15,8 @@ from sdlora.contracts import Adapter, Family, Layer
 from sdlora.errors import AdapterError
 from sdlora.network.attach import module_of
 from sdlora.network.blocks import factor
+from sdlora.network.cache import AdapterCache
 from sdlora.network.change import Change
-from sdlora.network.codec import AdapterFile
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,9 @@ def stacked(family: Family, entries: Sequence[Entry]) -> Iterator[tuple[Applied,
 class Patch:
     """A family whose weights carry a stack that may be changed: only layers that differ are written."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: Family, *, cache: AdapterCache | None = None) -> None:
         self._family = family
+        self._cache = AdapterCache(family) if cache is None else cache
         self._pristine: dict[Layer, dict[str, Tensor]] = {}
         self._carried: dict[Layer, tuple[tuple[Adapter, float], ...]] = {}
 
@@ -88,7 +89,7 @@ class Patch:
         reports: list[Applied] = []
         wanted: dict[Layer, list[tuple[Adapter, float]]] = {}
         for entry in entries:
-            resolved = AdapterFile.open(entry.file).resolve(self._family)
+            resolved = self._cache.resolve(entry.file)
             for layer, adapter in resolved.adapters.items():
                 if weight := entry.weight_at(layer):
                     wanted.setdefault(layer, []).append((adapter, weight))

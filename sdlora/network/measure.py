@@ -1,0 +1,140 @@
+"""Adapters measured: where they act, how many directions they need, and how two of them get along.
+
+Everything follows from the factors alone, in milliseconds a layer and without a base; LoRA only. Symbols
+as in LoRA (Hu et al. 2021), sec. 7.2.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sdlora.adapters.lora import Lora
+from sdlora.contracts import Layer
+from sdlora.network.blocks import block_of
+from sdlora.network.codec import AdapterFile
+from sdlora.network.loose import loras
+from sdlora.network.spectrum import of_lora, whole_down
+from sdlora.network.stack import Entry
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """How two weighted adapters get along where both act.
+
+    `cosine` in [-1,1] of their deltas; `energy`: squared norm of the sum over the sum of the squared norms
+    (1: they do not meet, 2: they are the same, 0: they cancel); `overlap` in [0,1]: what their leading
+    directions share, averaged by layer; `blocks`: the cosine by block.
+    """
+
+    cosine: float
+    energy: float
+    overlap: float
+    blocks: Mapping[str, float]
+
+
+def spectra(path: Path) -> dict[Layer, Tensor]:
+    """The singular values of every layer's delta, falling. Raises AdapterError for anything but LoRA."""
+    return {layer: of_lora(lora).s for layer, lora in loras(AdapterFile.open(path)).items()}
+
+
+def norms(path: Path) -> dict[str, float]:
+    """The Frobenius norm of the deltas by block: BASE (text encoders), IN00 ..., MID, OUT00 ..."""
+    squares: dict[str, float] = {}
+    for layer, lora in loras(AdapterFile.open(path)).items():
+        block = block_of(layer) or "other"
+        squares[block] = squares.get(block, 0.0) + inner(lora, lora)
+    order = sorted(squares, key=lambda block: (_ORDER.get(block.rstrip("0123456789"), 4), block))
+    return {block: sqrt(max(squares[block], 0.0)) for block in order}
+
+
+def similarity(first: Lora, second: Lora, *, largest: int = 64) -> Tensor:
+    """phi(A1, A2, i, j) in [0,1] for i, j from 1 to at most `largest`: entry [i-1, j-1].
+
+    The part of the subspace of the first i directions that A1 reads which lies in that of the first j of A2,
+    as ||U1_i.T U2_j||^2 / min(i, j); LoRA, eq. 4.
+    """
+    left, right = (_directions(lora)[:, :largest] for lora in (first, second))
+    squares = (left.T @ right).square().cumsum(0).cumsum(1)
+    i, j = (torch.arange(1, size + 1) for size in squares.shape)
+    return squares / torch.minimum(i[:, None], j)
+
+
+def similarities(first: Path, second: Path, *, largest: int = 64) -> dict[Layer, Tensor]:
+    """`similarity` of every layer that both files hold."""
+    one, two = (loras(AdapterFile.open(path)) for path in (first, second))
+    return {layer: similarity(one[layer], two[layer], largest=largest) for layer in one if layer in two}
+
+
+def conflict(first: Entry, second: Entry, *, leading: int = 8) -> Conflict:
+    """How two entries of a stack get along. Raises AdapterError for anything but LoRA."""
+    one, two = (loras(AdapterFile.open(entry.file)) for entry in (first, second))
+    crossed: dict[str, float] = {}
+    own: dict[str, tuple[float, float]] = {}
+    overlaps = []
+    for layer in one.keys() & two.keys():
+        a, b, block = one[layer], two[layer], block_of(layer) or "other"
+        by = first.weight_at(layer), second.weight_at(layer)
+        crossed[block] = crossed.get(block, 0.0) + by[0] * by[1] * inner(a, b)
+        before = own.get(block, (0.0, 0.0))
+        own[block] = before[0] + by[0] ** 2 * inner(a, a), before[1] + by[1] ** 2 * inner(b, b)
+        overlaps.append(float(similarity(a, b, largest=leading)[-1, -1]))
+    energies = sum(e[0] for e in own.values()), sum(e[1] for e in own.values())
+    total = sum(crossed.values())
+    return Conflict(
+        cosine=_cosine(total, energies),
+        energy=1 + 2 * total / sum(energies) if sum(energies) else 1.0,
+        overlap=sum(overlaps) / len(overlaps) if overlaps else 0.0,
+        blocks={block: _cosine(crossed[block], own[block]) for block in sorted(crossed)},
+    )
+
+
+def balanced(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """The same stack, scaled so that all deltas together are no stronger than the strongest alone.
+
+    A stack that is no stronger stays as it is. Raises AdapterError for anything but LoRA.
+    """
+    held = [loras(AdapterFile.open(entry.file)) for entry in entries]
+    gram = torch.zeros(len(entries), len(entries), dtype=torch.float64)
+    for i, one in enumerate(held):
+        for j, two in enumerate(held[: i + 1]):
+            for layer in one.keys() & two.keys():
+                by = entries[i].weight_at(layer) * entries[j].weight_at(layer)
+                gram[i, j] += by * inner(one[layer], two[layer])
+            gram[j, i] = gram[i, j]
+    together, strongest = float(gram.sum()), float(gram.diagonal().max()) if entries else 0.0
+    if together <= strongest:
+        return tuple(entries)
+    scale = sqrt(strongest / together)
+    return tuple(
+        replace(
+            entry,
+            weight=entry.weight * scale,
+            text_weight=None if entry.text_weight is None else entry.text_weight * scale,
+        )
+        for entry in entries
+    )
+
+
+def inner(first: Lora, second: Lora) -> float:
+    """The sum of the products of two deltas' values, from r x r matrices alone."""
+    ups = [lora.up.detach().float().flatten(1) * lora.scale for lora in (first, second)]
+    downs = [whole_down(lora).flatten(1) for lora in (first, second)]
+    return float(((ups[0].T @ ups[1]) * (downs[0] @ downs[1].T)).double().sum())
+
+
+_ORDER = {"BASE": 0, "IN": 1, "MID": 2, "OUT": 3}
+
+
+def _directions(lora: Lora) -> Tensor:
+    """Right singular vectors of A [I,r], strongest first."""
+    vectors: Tensor = torch.linalg.svd(whole_down(lora).flatten(1), full_matrices=False).Vh.T
+    return vectors
+
+
+def _cosine(crossed: float, energies: tuple[float, float]) -> float:
+    product = sqrt(max(energies[0], 0.0) * max(energies[1], 0.0))
+    return max(-1.0, min(1.0, crossed / product)) if product else 0.0

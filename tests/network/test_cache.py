@@ -1,0 +1,100 @@
+"""What is kept in memory, what leaves, and what builds on what."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sdlora.errors import AdapterError
+from sdlora.network import sidecar
+from sdlora.network.cache import AdapterCache
+from sdlora.network.chain import lineage, parents, set_parent, with_ancestors
+from sdlora.network.codec import AdapterFile
+from sdlora.network.info import inspect, short_hash
+from sdlora.network.stack import Entry, Patch
+from tests.conftest import TinyModel
+from tests.network.test_stack import equal, saved, weights
+
+
+@pytest.fixture
+def files(tiny_sd1: TinyModel, tmp_path: Path) -> list[Path]:
+    return [
+        saved(tiny_sd1.family, tmp_path / f"{n}.safetensors", seed=n, targets="attn2.to_k") for n in range(3)
+    ]
+
+
+def test_files_are_read_once_until_they_change(files: list[Path], tiny_sd1: TinyModel) -> None:
+    cache = AdapterCache(tiny_sd1.family)
+    first = cache.resolve(files[0])
+    assert cache.resolve(files[0]) is first
+    os.utime(files[0], ns=(1, 1))
+    assert cache.resolve(files[0]) is not first
+    with pytest.raises(AdapterError, match="cannot be read"):
+        cache.resolve(files[0].with_name("missing"))
+
+
+def test_the_least_recently_used_leaves_first(files: list[Path], tiny_sd1: TinyModel) -> None:
+    one = AdapterCache(tiny_sd1.family)
+    one.resolve(files[0])
+    cache = AdapterCache(tiny_sd1.family, limit=2 * one.bytes)
+    held = [cache.resolve(path) for path in files[:2]]
+    cache.resolve(files[0])
+    cache.resolve(files[2])
+    assert len(cache) == 2 and cache.bytes == cache.limit
+    assert cache.resolve(files[0]) is held[0] and cache.resolve(files[1]) is not held[1]
+
+
+def test_a_switch_writes_only_layers_that_differ(files: list[Path], tiny_sd1: TinyModel) -> None:
+    family = tiny_sd1.family
+    before = weights(family)
+    patch = Patch(family, cache=AdapterCache(family))
+    patch.apply([Entry(files[0]), Entry(files[1], text_weight=0.5)])
+    versions = {n: p._version for n, p in family.components["unet"].named_parameters()}
+    patch.apply([Entry(files[0]), Entry(files[1], text_weight=0.7)])
+    assert versions == {n: p._version for n, p in family.components["unet"].named_parameters()}
+    patch.restore()
+    assert equal(weights(family), before)
+
+
+def test_a_child_brings_its_ancestors(files: list[Path]) -> None:
+    hashes = [short_hash(AdapterFile.open(path)) for path in files]
+    set_parent(files[1], files[0])
+    set_parent(files[2], files[1])
+    tree = parents(files)
+    assert tree == {files[0]: None, files[1]: files[0], files[2]: files[1]}
+    assert lineage(files[2], tree) == tuple(files)
+    assert with_ancestors(Entry(files[2], 0.5), tree) == (
+        Entry(files[0]),
+        Entry(files[1]),
+        Entry(files[2], 0.5),
+    )
+    assert [AdapterFile.open(path).container.payload_hash()[:12] for path in files] == hashes
+    set_parent(files[1], None)
+    assert parents(files)[files[1]] is None
+
+
+def test_families_without_an_end_or_a_parent_are_refused(files: list[Path]) -> None:
+    set_parent(files[1], files[0])
+    set_parent(files[0], files[1])
+    with pytest.raises(AdapterError, match="its own ancestor"):
+        parents(files)
+    with pytest.raises(AdapterError, match="its own ancestor"):
+        set_parent(files[2], files[2])
+    with pytest.raises(AdapterError, match="not here"):
+        parents(files[1:2])
+
+
+def test_a_sidecar_is_written_beside_what_others_wrote(files: list[Path]) -> None:
+    card = files[0].with_suffix(".json")
+    card.write_text(json.dumps({"notes": "mine", "preferred weight": 0.5}))
+    sidecar.write(
+        files[0], triggers=("zwx", "cat"), weight=0.8, family_name="sd1", picture=Image.new("RGB", (8, 8))
+    )
+    told = json.loads(card.read_text())
+    assert told["notes"] == "mine" and told["sd version"] == "SD1"
+    info = inspect(files[0])
+    assert info.triggers == ("zwx", "cat") and info.weight == 0.8
+    assert sidecar.preview(files[0]) == files[0].with_suffix(".preview.png")
+    assert sidecar.preview(files[1]) is None

@@ -3,6 +3,7 @@
 import multiprocessing
 import random
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +43,16 @@ def child(target: Callable[[Path], None], run: Run) -> multiprocessing.process.B
     return process
 
 
+def kill_somewhere(process: multiprocessing.process.BaseProcess, run: Run, moments: random.Random) -> None:
+    """It is killed some events from now, in the middle of whatever follows the last of them."""
+    wanted = len(run.events()[0]) + moments.randrange(1, 10)
+    while process.is_alive() and len(run.events()[0]) < wanted:
+        time.sleep(0.002)
+    time.sleep(moments.uniform(0, 0.1))
+    process.kill()
+    process.join()
+
+
 def check_whatever_can_be_read(run: Run) -> None:
     """Every file under its final name is whole."""
     run.events()
@@ -61,9 +72,7 @@ def test_a_run_killed_ten_times_goes_on_to_the_same_bytes(make_run: MakeRun) -> 
     moments = random.Random(0)
     for _ in range(10):
         process = child(train_here, killed)
-        process.join(moments.uniform(1, 5))
-        process.kill()
-        process.join()
+        kill_somewhere(process, killed, moments)
         assert killed.status in ("interrupted", "finished", "starting")
         check_whatever_can_be_read(killed)
     starts = {event.step for event in killed.events()[0] if isinstance(event, RunStarted)}

@@ -1,11 +1,11 @@
 """From what a person calls a base model to a loaded family.
 
-`builtin` is the base that ships with the package; else it is a folder in diffusers' layout or a single
-.safetensors file in the original one. Weights are only ever read from safetensors files.
+`builtin` is the base that ships with the package; else it is a folder in diffusers' layout, a single
+.safetensors file in the original one, or a Hub id. Weights are only ever read from safetensors files.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files as resources
@@ -14,6 +14,7 @@ from typing import Literal, cast
 
 import torch
 
+from sdlora.base import hub
 from sdlora.base.files import (
     PICKLES,
     ModelFiles,
@@ -61,13 +62,15 @@ def load_family(
     family: str = "auto",
     prediction: str = "auto",
     roots: Sequence[Path] = (),
+    on_bytes: hub.OnBytes = lambda done, total: None,
 ) -> Family:
     """The base model on `device`, frozen, computing in `dtype`.
 
-    `roots` are folders in which a bare name is looked for. Raises ModelError in one sentence when there is
-    no such model, or it is damaged or of no known family.
+    `roots` are folders in which a bare name is looked for; a Hub id is downloaded, which tells `on_bytes`.
+    Raises ModelError in one sentence when there is no such model, or it is damaged or of no known family.
     """
-    files = open_model(find(model, roots))
+    path = find(model, roots, otherwise=lambda: hub.fetch(model, on_bytes=on_bytes))
+    files = open_model(path)
     kind = FAMILIES.get(_family_name(files) if family == "auto" else family)
     chosen = cast(Prediction | Literal["auto"], prediction)  # the option tree allows no other word
     return kind.load(files, device=torch.device(device), dtype=dtype, prediction=chosen)
@@ -75,7 +78,7 @@ def load_family(
 
 def describe(model: str, *, roots: Sequence[Path] = ()) -> ModelInfo:
     """What the model is, without loading it. Raises ModelError like `load_family`."""
-    path = find(model, roots)
+    path = find(model, roots, otherwise=lambda: hub.cached(model))
     files = open_model(path)
     kind = FAMILIES.get(_family_name(files))
     scheduler = files.config("scheduler")
@@ -91,17 +94,24 @@ def describe(model: str, *, roots: Sequence[Path] = ()) -> ModelInfo:
     )
 
 
-def find(model: str, roots: Sequence[Path] = ()) -> Path:
-    """The folder or file that `model` names: itself, or under one of `roots`. Raises ModelError."""
+def find(model: str, roots: Sequence[Path], *, otherwise: Callable[[], Path | None]) -> Path:
+    """The folder or file that `model` names: itself, under one of `roots`, or `otherwise` for a Hub id.
+
+    Raises ModelError when there is none.
+    """
     if model == BUILTIN:
         return builtin()
     for path in (Path(model).expanduser(), *(root / model for root in roots)):
         if path.exists():
             return path.resolve()
+    if hub.is_id(model):
+        if (fetched := otherwise()) is not None:
+            return fetched
+        raise ModelError(f"{model} is not on this machine yet.", "It is downloaded when it is first used.")
     places = ", ".join(str(root) for root in roots) or "the current folder"
     raise ModelError(
         f'There is no model "{model}".',
-        f"Give `builtin`, a folder or a file; names are looked up in {places}.",
+        f"Give `builtin`, a folder, a file or a Hub id; names are looked up in {places}.",
     )
 
 

@@ -47,7 +47,7 @@ def block_of(layer: Layer) -> str:
     if layer.component != "unet":
         return "BASE"
     name = to_sgm(name_of(layer).name)
-    if match := re.match(r"(input|output)_blocks_(\d+)_", name + "_"):
+    if match := re.match(r"(input|output)_blocks_(\d{1,3})_", name + "_"):
         return f"{'IN' if match[1] == 'input' else 'OUT'}{int(match[2]):02}"
     return "MID" if name.startswith("middle_block") else ""
 

@@ -27,6 +27,7 @@ from sdlora.network.metadata import PEFT_KEY, peft, peft_alpha, peft_config, sta
 from sdlora.network.names import Name, index, name_of
 
 Format = Literal["kohya", "peft"]
+_SINGLE = {"alpha", "on_input"}
 _Stored = Mapping[Layer, Mapping[str, Tensor]]
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -114,8 +115,14 @@ class AdapterFile:
         group = self.groups[name]
         held = self.container.read(group.keys.values())
         tensors = {suffix: held[key] for suffix, key in group.keys.items()}
+        for suffix in tensors.keys() & _SINGLE:
+            if tensors[suffix].numel() != 1:
+                raise AdapterError(f"{self.path}: {suffix} of {group.path[:200]} is no single number.")
+            tensors[suffix] = tensors[suffix].float().reshape(())
         if not all(tensor.is_floating_point() for tensor in tensors.values()):
-            raise AdapterError(f"{self.path}: the tensors of {group.path} are no fractions.")
+            raise AdapterError(
+                f"{self.path}: the tensors of {group.path[:200]} are whole numbers, no weights."
+            )
         down = tensors.get("lora_down.weight")
         if "alpha" not in tensors and down is not None and down.ndim:
             config = peft_config(self.metadata, name.component) or self._folder_config
@@ -135,6 +142,11 @@ class AdapterFile:
             )
         try:
             return together(kinds, self.tensors(name), layer)
+        except (RuntimeError, IndexError, ValueError):
+            # torch's own complaints about shapes that no check of the kind foresaw
+            raise AdapterError(
+                f"{self.path}: the tensors of {group.path[:200]} do not fit together."
+            ) from None
         except AdapterError as error:
             hint = error.hint or f"It was made for {self.detected.title}, perhaps of another width."
             raise AdapterError(f"{self.path}: {group.path} does not fit: {error.message}", hint) from None

@@ -174,11 +174,10 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def _tensor(file: BinaryIO, entry: Entry) -> Tensor:
-    if entry.end == entry.start:
-        return torch.empty(entry.shape, dtype=entry.dtype)
     file.seek(entry.start)
-    tensor = torch.frombuffer(bytearray(file.read(entry.end - entry.start)), dtype=entry.dtype)
-    tensor = tensor.reshape(entry.shape)
+    content = bytearray(file.read(entry.end - entry.start))
+    empty = torch.empty(0, dtype=entry.dtype)
+    tensor = (torch.frombuffer(content, dtype=entry.dtype) if content else empty).reshape(entry.shape)
     return tensor.half() if tensor.element_size() == 1 and tensor.is_floating_point() else tensor
 
 

@@ -5,7 +5,6 @@ The names are conventions of the field; all values are texts.
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,11 +100,10 @@ def tag_frequency(metadata: Mapping[str, str]) -> dict[str, int]:
 
 
 def _suffix_of(path: str, pattern: str) -> bool:
-    # PEFT matches a pattern at the end of a path, after a dot; a broken one matches nothing.
-    try:
-        return re.fullmatch(rf"(.*\.)?({pattern})", path) is not None
-    except re.error:
-        return False
+    # PEFT takes patterns for regular expressions at the end of a path. Those of files are names, which are
+    # compared as such: an expression from a stranger's file could run for ever.
+    name = pattern.removeprefix("^").replace("\\.", ".")
+    return path == name or path.endswith(f".{name}")
 
 
 def _spread(adapters: Mapping[Layer, Adapter], suffix: str) -> list[float]:

@@ -73,7 +73,7 @@ def to_sgm(name: str) -> str:
 def _from_sgm(name: str) -> str:
     if name in _TOP_BACK:
         return _TOP_BACK[name]
-    if match := re.fullmatch(r"(input|output)_blocks_(\d+)_(\d+)_(.+)", name):
+    if match := re.fullmatch(r"(input|output)_blocks_(\d{1,3})_(\d)_(.+)", name):
         side, number, part, rest = match[1], int(match[2]), match[3], match[4]
         block, layer = divmod(number - 1 if side == "input" else number, 3)
         where = "down_blocks" if side == "input" else "up_blocks"
@@ -111,5 +111,5 @@ _RESNET = {
 _TOP_BACK = {sgm: name for name, sgm in _TOP.items()}
 _RESNET_BACK = {sgm: name for name, sgm in _RESNET.items()}
 _BLOCK = re.compile(
-    r"(down|mid|up)_blocks?(?:_(\d+))?_(resnets|attentions|downsamplers|upsamplers)_(\d+)_(.+)"
+    r"(down|mid|up)_blocks?(?:_(\d{1,3}))?_(resnets|attentions|downsamplers|upsamplers)_(\d{1,3})_(.+)"
 )

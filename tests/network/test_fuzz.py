@@ -1,0 +1,141 @@
+"""Whatever a file holds, reading it ends in an adapter or in one AdapterError."""
+
+import json
+import random
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdlora.errors import AdapterError
+from sdlora.network.codec import AdapterFile
+from sdlora.network.container import write
+from sdlora.network.info import inspect
+from tests.conftest import TinyModel
+from tests.network.test_stack import saved
+
+ROUNDS = 60
+KEY = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+SUFFIXES = (
+    *("lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "diff", "diff_b"),
+    *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a"),
+    *("lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "oft_blocks", "rescale", "weight"),
+    *("on_input", "a1.weight", "a2.weight", "b1.weight", "b2.weight", "w_norm", "b_norm"),
+)
+
+
+@pytest.fixture(scope="module")
+def sound(tiny_sd1: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A small file that can be read."""
+    path = tmp_path_factory.mktemp("sound") / "x.safetensors"
+    return saved(tiny_sd1.family, path, targets="attn2.to_k", rank=1).read_bytes()
+
+
+def damaged(sound: bytes, draw: random.Random) -> bytes:
+    """The file with some bytes changed, taken away or added, mostly in its header."""
+    content = bytearray(sound)
+    header = 8 + int.from_bytes(content[:8], "little")
+    for _ in range(draw.randint(1, 6)):
+        place = draw.randrange(header if draw.random() < 0.8 else len(content))
+        match draw.randrange(4):
+            case 0:
+                content[place] = draw.randrange(256)
+            case 1:
+                del content[place : place + draw.randint(1, 40)]
+            case 2:
+                content[place:place] = draw.randbytes(draw.randint(1, 40))
+            case _:
+                content[place : place + 1] = draw.choice([b"9", b"-", b'"', b"[", b"}", b"e999", b"null"])
+    return bytes(content)
+
+
+def survives(path: Path, tiny_sd1: TinyModel) -> None:
+    """Opening, inspecting and resolving end well or in AdapterError."""
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: inspect(path),
+        lambda: AdapterFile.open(path).resolve(tiny_sd1.family),
+    )
+    for call in calls:
+        try:
+            call()
+        except AdapterError as error:
+            assert error.message and "Traceback" not in str(error)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_files(seed: int, sound: bytes, tiny_sd1: TinyModel, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    for _ in range(ROUNDS):
+        (tmp_path / "x").write_bytes(damaged(sound, draw))
+        survives(tmp_path / "x", tiny_sd1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_bytes(seed: int, tiny_sd1: TinyModel, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    for _ in range(ROUNDS):
+        (tmp_path / "x").write_bytes(draw.randbytes(draw.randint(0, 200)))
+        survives(tmp_path / "x", tiny_sd1)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_sound_files_of_senseless_tensors(seed: int, tiny_sd1: TinyModel, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    dtypes = (torch.float32, torch.float16, torch.int64, torch.bool, torch.float8_e4m3fn)
+    for _ in range(ROUNDS):
+        tensors = {}
+        for suffix in draw.sample(SUFFIXES, draw.randint(1, 6)):
+            shape = [draw.choice((0, 1, 2, 3, 32)) for _ in range(draw.randint(0, 5))]
+            tensors[f"{KEY}.{suffix}"] = torch.ones(shape).to(draw.choice(dtypes))
+        write(tmp_path / "x", tensors, {})
+        survives(tmp_path / "x", tiny_sd1)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        ".",
+        "../../etc/passwd.lora_down.weight",
+        "<script>alert(1)</script>.lora_up.weight",
+        "lora_unet_" + "a" * 100_000 + ".lora_down.weight",
+        "unet." + "a." * 50_000 + "lora_A.weight",
+        "\x00.alpha",
+        "lora_unet_input_blocks_" + "9" * 5000 + "_0_conv.lora_down.weight",
+        "base_model.model." * 1000 + "lora_A.x.weight",
+    ],
+)
+def test_hostile_names(key: str, tiny_sd1: TinyModel, tmp_path: Path) -> None:
+    write(tmp_path / "x", {key: torch.ones(2, 2)}, {})
+    survives(tmp_path / "x", tiny_sd1)
+
+
+def test_ten_megabytes_of_html_are_text(sound: bytes, tiny_sd1: TinyModel, tmp_path: Path) -> None:
+    length = int.from_bytes(sound[:8], "little")
+    header = json.loads(sound[8 : 8 + length])
+    header["__metadata__"] |= {"modelspec.title": "<img src=x onerror=alert(1)>" * 400_000}
+    text = json.dumps(header).encode()
+    (tmp_path / "x").write_bytes(len(text).to_bytes(8, "little") + text + sound[8 + length :])
+    assert inspect(tmp_path / "x").title.startswith("<img")
+
+
+def test_patterns_of_strangers_are_no_programs(sound: bytes, tiny_sd1: TinyModel, tmp_path: Path) -> None:
+    tensors = {f"unet.{'a' * 40}!.lora_{side}.weight": torch.ones(1, 1) for side in "AB"}
+    config = {"unet.lora_alpha": 1, "unet.alpha_pattern": {"(a+)+b": 2.0}, "unet.r": []}
+    write(tmp_path / "x", tensors, {"lora_adapter_metadata": json.dumps(config)})
+    survives(tmp_path / "x", tiny_sd1)
+
+
+def test_memory_stays_near_the_files_size(sound: bytes, tmp_path: Path) -> None:
+    """A header that claims terabytes is refused before anything is allocated."""
+    line = {"dtype": "F32", "shape": [1 << 20, 1 << 20], "data_offsets": [0, 1 << 42]}
+    text = json.dumps({f"{KEY}.{s}": line for s in SUFFIXES}).encode()
+    (tmp_path / "x").write_bytes(len(text).to_bytes(8, "little") + text)
+    tracemalloc.start()
+    with pytest.raises(AdapterError):
+        inspect(tmp_path / "x")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20

@@ -1,0 +1,88 @@
+"""Starting points for a run: three lengths and three subjects, each a few options unlike the defaults.
+
+The command line's `--preset` and the page's cards read the same table.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import MappingProxyType
+
+from sdlora.errors import ConfigError
+from sdlora.options import Value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A named set of options: dotted path -> value."""
+
+    title: str
+    summary: str
+    values: Mapping[str, Value]
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "quick": Preset(
+            title="Quick",
+            summary="A first look. Small adapter, high learning rate.",
+            values={
+                "loop.steps": 300,
+                "adapter.rank": 8,
+                "adapter.alpha": 8.0,
+                "optimizer.lr": 5e-4,
+                "optimizer.text_lr": 1e-4,
+                "loop.ema": 0.0,
+            },
+        ),
+        "balanced": Preset(
+            title="Balanced",
+            summary="Right for most sets of 10 to 50 pictures.",
+            values={
+                "loop.steps": 1000,
+                "adapter.rank": 16,
+                "adapter.alpha": 8.0,
+                "optimizer.lr": 2e-4,
+                "optimizer.text_lr": 5e-5,
+                "loop.ema": 0.0,
+            },
+        ),
+        "thorough": Preset(
+            title="Thorough",
+            summary="Finest detail. Low learning rate, averaged weights.",
+            values={
+                "loop.steps": 3000,
+                "adapter.rank": 32,
+                "adapter.alpha": 16.0,
+                "optimizer.lr": 1e-4,
+                "optimizer.text_lr": 3e-5,
+                "loop.ema": 0.998,
+            },
+        ),
+    }
+)
+
+# The options that the page shows together with the presets.
+SUBJECT, STEPS = "output.subject", "loop.steps"
+
+# What a subject asks for whatever the length: a style has no left and right, a person does, and a style
+# must answer to captions that never name it.
+SUBJECTS: Mapping[str, Mapping[str, Value]] = MappingProxyType(
+    {
+        "style": {"data.flip": True, "data.captions.dropout": 0.1},
+        "character": {"data.flip": False, "data.captions.dropout": 0.05},
+        "object": {"data.flip": False, "data.captions.dropout": 0.05},
+    }
+)
+
+
+def preset(name: str, *, subject: str = "style") -> dict[str, Value]:
+    """The options of the preset `name` for `subject` (style, character or object).
+
+    Raises ConfigError for an unknown name, naming the nearest.
+    """
+    if name not in PRESETS:
+        near = get_close_matches(name, PRESETS, n=1)
+        hint = f'Did you mean "{near[0]}"?' if near else f"Known: {', '.join(PRESETS)}."
+        raise ConfigError(f'"{name}" is no known preset.', hint)
+    return {**PRESETS[name].values, **SUBJECTS.get(subject, {})}

@@ -1,0 +1,90 @@
+"""A request becomes picture files, on a model that stays loaded until another one is asked for."""
+
+import base64
+import gc
+import io
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from sdlora.contracts import Family
+from sdlora.generation.png import picture_request, save_png
+from sdlora.generation.request import GenerateRequest
+from sdlora.generation.sampler import generate
+from sdlora.loading import load_family
+from sdlora.runtime import Runtime, lease, memory_told
+from sdlora.service.history import History
+from sdlora.service.process import Message
+
+PREVIEW_SECONDS = 0.3  # at least, between two previews
+PREVIEW_PIXELS = 320
+
+DEVICE = "SDLORA_DEVICE"  # the variable that names the worker's device
+
+
+class Tell(Protocol):
+    """Says how a request goes on: kind "stage" or "step", and its fields."""
+
+    def __call__(self, kind: str, **told: object) -> None: ...
+
+
+class Drawing:
+    """The model that is loaded, for the next request."""
+
+    def __init__(self) -> None:
+        self._loaded: tuple[str, Family] | None = None
+
+    def draw(self, message: Message, *, tell: Tell, cancelled: Callable[[], bool]) -> list[Path]:
+        """The pictures of the message's `request` are files in its `outputs`; their paths.
+
+        Raises SdloraError in words when they cannot be made.
+        """
+        request = GenerateRequest.from_json(message["request"])
+        history = History(Path(message["outputs"]))
+        machine = Runtime.choose(os.environ.get(DEVICE, "auto"))
+        advice = "Choose a smaller size or fewer pictures, or close other programs that use the device."
+        with lease(machine.device, "the page, which draws"), memory_told(advice):
+            family = self._family(request.base, Path(message["models"]), machine=machine, tell=tell)
+            tell("stage", stage="Drawing")
+            pictures = generate(family, request, on_step=_teller(tell), cancelled=cancelled)
+        paths = []
+        for index, picture in enumerate(pictures):
+            own = picture_request(request, index)
+            paths.append(history.next_path(own.seed))
+            save_png(paths[-1], picture, own, model_hash=family.hash)
+        return paths
+
+    def _family(self, model: str, models: Path, *, machine: Runtime, tell: Tell) -> Family:
+        if self._loaded is None or self._loaded[0] != model:
+            tell("stage", stage="Loading the base model")
+            self._loaded = None
+            gc.collect()  # the old model must be gone before the new one comes
+            family = load_family(model, device=machine.device, dtype=machine.dtype, roots=[models])
+            self._loaded = (model, family)
+        return self._loaded[1]
+
+
+def _teller(tell: Tell) -> Callable[[int, int, Image.Image], None]:
+    """A callback for each step that sends the picture so far, not more often than is seen."""
+    last = 0.0
+
+    def on_step(step: int, steps: int, picture: Image.Image) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= PREVIEW_SECONDS or step == steps:
+            last = now
+            tell("step", step=step, steps=steps, preview=_data_url(picture))
+
+    return on_step
+
+
+def _data_url(picture: Image.Image) -> str:
+    scale = PREVIEW_PIXELS / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    held = io.BytesIO()
+    picture.resize(size, Image.Resampling.BICUBIC).save(held, format="JPEG", quality=70)
+    return "data:image/jpeg;base64," + base64.b64encode(held.getvalue()).decode("ascii")

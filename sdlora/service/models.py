@@ -1,0 +1,34 @@
+"""The base models on this machine: the built-in one, and what lies in `models/Stable-diffusion`."""
+
+from pathlib import Path
+
+from sdlora.errors import SdloraError
+from sdlora.loading import BUILTIN, ModelInfo, describe
+
+
+class Models:
+    """The base models in `folder`, and the built-in one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def names(self) -> tuple[tuple[str, str], ...]:
+        """(what a person reads, what a configuration says) of each, the built-in one first."""
+        found = [("Built-in", BUILTIN)]
+        for path in sorted(self.folder.rglob("*"), key=lambda p: p.as_posix().casefold()):
+            inside_model = any((parent / "model_index.json").exists() for parent in path.parents)
+            is_model = path.suffix == ".safetensors" or (path / "model_index.json").exists()
+            if is_model and not inside_model:
+                found.append((path.relative_to(self.folder).as_posix(), path.as_posix()))
+        return tuple(found)
+
+    def describe(self, model: str) -> ModelInfo:
+        """What the model is. Raises ModelError in words when it cannot be used."""
+        return describe(model, roots=[self.folder])
+
+    def size(self, model: str) -> int:
+        """The side in pixels that the model was trained at; 512 when it cannot be used."""
+        try:
+            return self.describe(model).native_size
+        except SdloraError:
+            return 512

@@ -1,0 +1,102 @@
+"""The child that draws and merges: JSON lines in, JSON lines out, a warm model between requests.
+
+In:  {"id", "kind": "generate", "request", "outputs", "models"}
+     {"id", "kind": "merge", "entries", "output"}
+     {"id", "kind": "cancel"}, at any time
+Out: {"id", "type": "stage" | "step"} while it goes on, then "done" or "error".
+
+It ends with its input.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from sdlora.errors import Cancelled, SdloraError
+from sdlora.network.merge import merge
+from sdlora.network.stack import Entry
+from sdlora.service.drawing import Drawing
+from sdlora.service.process import Message
+
+
+def main() -> int:
+    """Answers requests until the input ends."""
+    with _private_output() as output:
+        server = _Server(output)
+        threading.Thread(target=server.read, name="sdlora-requests", daemon=True).start()
+        server.serve()
+    return 0
+
+
+@contextlib.contextmanager
+def _private_output() -> Iterator[TextIO]:
+    """The real standard output, while whatever a library prints goes to standard error."""
+    private = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    with private:
+        yield private
+
+
+class _Server:
+    """The requests that came, and the model that the last one loaded."""
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+        self._requests: queue.Queue[Message | None] = queue.Queue()
+        self._cancelled: set[int] = set()
+        self._drawing = Drawing()
+
+    def read(self) -> None:
+        """Sorts the lines of the input: cancelling must not wait for its turn."""
+        for line in sys.stdin:
+            message: Message = json.loads(line)
+            if message["kind"] == "cancel":
+                self._cancelled.add(message["id"])
+            else:
+                self._requests.put(message)
+        self._requests.put(None)
+
+    def serve(self) -> None:
+        """Answers one request after another."""
+        while (message := self._requests.get()) is not None:
+            began = time.monotonic()
+            try:
+                files = self._answer(message)
+            except SdloraError as error:
+                self._fail(message["id"], error)
+            except Exception as error:  # the process edge: the page shows words, the log the details
+                logging.exception("A request failed")
+                words = f"Something unforeseen went wrong: {type(error).__name__}: {error}."
+                self._fail(message["id"], SdloraError(words, "The details are in the worker's log."))
+            else:
+                seconds = time.monotonic() - began
+                told = {"files": [str(file) for file in files], "seconds": seconds}
+                self._send(message["id"], "done", **told)
+
+    def _answer(self, message: Message) -> list[Path]:
+        number = message["id"]
+        if message["kind"] == "merge":
+            self._send(number, "stage", stage="Merging")
+            entries = [Entry(Path(file), weight, text) for file, weight, text in message["entries"]]
+            return [merge(entries, output=Path(message["output"])).path]
+        return self._drawing.draw(
+            message,
+            tell=lambda kind, **told: self._send(number, kind, **told),
+            cancelled=lambda: number in self._cancelled,
+        )
+
+    def _fail(self, number: int, error: SdloraError) -> None:
+        cancelled = isinstance(error, Cancelled)
+        self._send(number, "error", error=error.message, hint=error.hint, cancelled=cancelled)
+
+    def _send(self, number: int, kind: str, **told: object) -> None:
+        self._output.write(json.dumps({"id": number, "type": kind, **told}) + "\n")
+        self._output.flush()

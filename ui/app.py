@@ -1,0 +1,216 @@
+"""The page: its tabs, how they lead to one another, and the server that shows them."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read by Gradio when it is imported
+
+import gradio as gr
+
+from sdlora.errors import SdloraError
+from sdlora.home import Home
+from sdlora.service.studio import Studio
+from ui import about_tab, guard
+from ui.adapters_tab import AdaptersTab
+from ui.datasets_tab import DatasetsTab
+from ui.generate_tab import GenerateTab
+from ui.handling import told
+from ui.runs_tab import RunsTab
+from ui.theme import ICON, css, theme
+from ui.train_tab import TrainTab
+
+Updates = dict[Any, Any]  # Any: gradio's components and their updates
+
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # Any: gradio's arguments
+_KEYS = """<script>
+document.addEventListener("keydown", (event) => {
+  const button = document.querySelector("#generate-go");
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && button?.offsetParent) button.click();
+});
+</script>"""
+
+
+class Page:
+    """The tabs of `studio`, and the ways between them."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        gr.HTML(_masthead(studio.machine.title))
+        with gr.Tabs(selected="datasets") as self.tabs:
+            with gr.Tab("Datasets", id="datasets") as self.datasets_door:
+                self.datasets = DatasetsTab(studio)
+            with gr.Tab("Train", id="train") as self.train_door:
+                self.train = TrainTab(studio)
+            with gr.Tab("Runs", id="runs"):
+                self.runs = RunsTab(studio)
+            with gr.Tab("Generate", id="generate") as self.generate_door:
+                self.generate = GenerateTab(studio)
+            with gr.Tab("Adapters", id="adapters") as self.adapters_door:
+                self.adapters = AdaptersTab(studio)
+            with gr.Tab("About", id="about"):
+                about_tab.draw(studio)
+
+    def connect(self, blocks: gr.Blocks) -> None:
+        """Each tab leads to the next, and shows what is true when it is opened."""
+        train, generate = self.train, self.generate
+        everything = train.form.components
+        blocks.load(
+            told(self._open),
+            self.datasets.base,
+            [self.tabs, *self.datasets.shown, *generate.refreshed],
+            **_QUIET,
+        )
+        self.datasets.train.click(
+            told(self._to_train), self.datasets.chosen, [self.tabs, *everything.values()], **_QUIET
+        )
+        self.train_door.select(told(train.sources), None, list(everything.values()), **_QUIET).then(
+            told(train.check), None, train.checked, inputs_kwargs=everything, **_QUIET
+        )
+        train.start.click(
+            told(self._start), None, [self.tabs, *self.runs.shown], inputs_kwargs=everything,
+            validator=train.form.check, **_QUIET,
+        )  # fmt: skip
+        self.runs.again.click(
+            told(self._again), self.runs.chosen, [self.tabs, *everything.values()], **_QUIET
+        )
+        using = [generate.rows, generate.form.components["base"]]
+        added = [self.tabs, generate.rows, generate.pick]
+        self.runs.use.click(told(self._use), [self.runs.state, *using], added, **_QUIET)
+        self.adapters.use.click(told(self._use), [self.adapters.chosen, *using], added, **_QUIET)
+        self.generate_door.select(told(generate.start_over), None, generate.refreshed, **_QUIET)
+        self.adapters_door.select(
+            told(self.adapters.show), self.adapters.chosen, self.adapters.inspector, **_QUIET
+        )
+
+    def _open(self, base: str, request: gr.Request) -> Updates:
+        """What a fresh or reloaded page shows; `/?tab=runs` opens a tab."""
+        wanted = request.query_params.get("tab", "")
+        tab = {self.tabs: gr.Tabs(selected=wanted)} if wanted else {}
+        return {**tab, **self.datasets.refresh(None, base), **self.generate.start_over()}
+
+    def _to_train(self, name: str) -> Updates:
+        return {self.tabs: gr.Tabs(selected="train"), **self.train.sources(name)}
+
+    def _start(self, **raw: object) -> Updates:
+        return {self.tabs: gr.Tabs(selected="runs"), **self.runs.show(self.train.begin(**raw))}
+
+    def _again(self, name: str) -> Updates:
+        return {self.tabs: gr.Tabs(selected="train"), **self.train.again(name)}
+
+    def _use(self, file: str, rows: dict[str, Any], model: str) -> Updates:  # Any: the widget's JSON
+        return {self.tabs: gr.Tabs(selected="generate"), **self.generate.add(file, rows, model)}
+
+
+def build_app(studio: Studio) -> gr.Blocks:
+    """The whole page over `studio`."""
+    blocks = gr.Blocks(title="sdlora", analytics_enabled=False)
+    with blocks:
+        Page(studio).connect(blocks)
+    return blocks
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serves the page until it is interrupted; 2 for a mistake of the person who started it."""
+    try:
+        return serve(_parser().parse_args(arguments))
+    except SdloraError as error:
+        sys.stderr.write(f"sdlora: {error}\n")
+        return error.exit_code
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Serves the page as `arguments` say. Raises UserError when they cannot be followed."""
+    host, port = arguments.listen, arguments.port
+    auth = guard.password(arguments.auth, listen=host, share=arguments.share, no_auth=arguments.no_auth)
+    guard.check_port(host, port)
+    home = _home(arguments)
+    os.environ["SDLORA_HOME"] = str(home.root)  # for the processes that the studio starts
+    studio = Studio(home, device=arguments.device)
+    blocks = build_app(studio)
+    blocks.queue(default_concurrency_limit=8, max_size=64)
+    try:
+        _, local, public = blocks.launch(
+            server_name=host,
+            server_port=port,
+            auth=auth,
+            share=arguments.share,
+            inbrowser=arguments.autolaunch,
+            quiet=True,
+            prevent_thread_lock=True,
+            show_error=True,
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            footer_links=[],
+            max_file_size="8gb",
+            allowed_paths=[str(folder) for folder in studio.readable()],
+            theme=theme(),
+            css=css(),
+            head=_KEYS,
+            favicon_path=ICON,
+            app_kwargs={"middleware": guard.middleware(host=host, has_password=auth is not None)},
+        )
+        _say(f"sdlora is at {local.replace('0.0.0.0', '127.0.0.1')}")
+        if public:
+            _say(f"and for everyone at {public}")
+        blocks.block_thread()
+    finally:
+        studio.close()
+    return 0
+
+
+def _say(words: str) -> None:
+    sys.stdout.write(f"{words}\n")
+    sys.stdout.flush()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sdlora ui", description="Start the web page.", allow_abbrev=False)
+    add = parser.add_argument
+    add("--listen", nargs="?", const="0.0.0.0", default="127.0.0.1", metavar="ADDRESS",
+        help="answer other machines too; needs --auth")  # fmt: skip
+    add("--port", "--server-port", "--server_port", type=int, default=7860)
+    add("--share", action="store_true", help="a public address through gradio.live; needs --auth")
+    add("--auth", "--gradio-auth", metavar="USER:PASSWORD", help="ask for these")
+    add("--no-auth", action="store_true", help="no password even with --listen or --share")
+    add("--autolaunch", "--inbrowser", action="store_true", help="open a browser")
+    add("--device", default="auto", help="what draws: auto, cpu, cuda, cuda:1, mps")
+    folders = parser.add_argument_group("folders")
+    for flag, text in {
+        "--data-dir": "everything below, where it is not named itself",
+        "--models-dir": "holds Stable-diffusion/ and Lora/, as in other tools",
+        "--ckpt-dir": "base models",
+        "--lora-dir": "adapters",
+        "--output-dir": "pictures",
+        "--datasets-dir": "datasets",
+    }.items():
+        folders.add_argument(flag, type=Path, metavar="FOLDER", help=text)
+    return parser
+
+
+def _home(arguments: argparse.Namespace) -> Home:
+    default = Home.default()
+    root = arguments.data_dir.expanduser().resolve() if arguments.data_dir else default.root
+    named: dict[str, Path] = {}
+    if arguments.models_dir:
+        models = arguments.models_dir.expanduser().resolve()
+        named |= {"models": models / "Stable-diffusion", "adapters": models / "Lora"}
+    for part, folder in {
+        "models": arguments.ckpt_dir,
+        "adapters": arguments.lora_dir,
+        "outputs": arguments.output_dir,
+        "datasets": arguments.datasets_dir,
+    }.items():
+        if folder:
+            named[part] = folder.expanduser().resolve()
+    return Home(root, **named)
+
+
+def _masthead(device: str) -> str:
+    icon = ICON.read_text(encoding="utf-8").replace("<svg ", '<svg aria-hidden="true" ', 1)
+    return f'<header class="masthead">{icon}<h1>sdlora</h1><p>{escape(device)}</p></header>'

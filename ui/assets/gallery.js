@@ -1,0 +1,19 @@
+// value: {items: [{url, path, name, alt}]}
+// events: select {path}: its settings are wanted
+const figure = (item) => h("figure", {},
+  h("a", { href: item.url, target: "_blank", rel: "noopener", title: `Open ${item.name}` },
+    h("img", { src: item.url, alt: item.alt, loading: "lazy" })),
+  h("button", { type: "button", class: "quiet", "aria-label": `Use the settings of ${item.name}`, onclick: () => trigger("select", { path: item.path }) },
+    "Use settings"));
+
+let known = "";
+const draw = () => {
+  const items = props.value ? props.value.items : [];
+  const signature = JSON.stringify(items);
+  if (signature === known) return;
+  known = signature;
+  show(items.length > 0 && h("div", { class: `sheet n${Math.min(items.length, 4)}` }, items.map(figure)));
+};
+
+watch("value", draw);
+draw();

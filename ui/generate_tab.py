@@ -1,0 +1,229 @@
+"""Generate: a prompt, a mix of adapters, and pictures that say how they were made."""
+
+import random
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from sdlora.generation.png import Restored
+from sdlora.generation.request import GenerateRequest
+from sdlora.service.jobs import Job
+from sdlora.service.studio import Studio
+from ui import stack
+from ui.form import Form, Verdict
+from ui.handling import told
+from ui.markup import duration, empty, file_url, note
+from ui.widget import widget
+
+Updates = dict[Any, Any]  # Any: gradio's components and their updates
+
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # Any: gradio's arguments
+_NOTHING = empty("Nothing drawn yet", "Write a prompt, add an adapter or two, and press Generate.")
+_HISTORY = 24
+
+
+class GenerateTab:
+    """The tab. `rows` is the mix; `start_over` brings a reloaded page up to date."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self._layout()
+        self._connect()
+
+    def _layout(self) -> None:
+        studio = self.studio
+        self.form = Form(
+            GenerateRequest, sources={"base": studio.models.names()}, lines={"prompt": 3, "negative": 2}
+        )
+        self.job = gr.State(0)
+        with gr.Row(elem_classes="split", equal_height=False):
+            with gr.Column(scale=6, min_width=330):
+                self._ask()
+            with gr.Column(scale=5, min_width=330):
+                self._answer()
+        self.timer = gr.Timer(0.4, active=False)
+
+    def _ask(self) -> None:
+        with gr.Column(elem_classes="box"):
+            self.form.draw("prompt", "negative")
+            self.rows = widget("stack", stack.EMPTY, elem_id="stack")
+            self.pick = gr.Dropdown(
+                stack.choices(self.studio), value=None, label="Add an adapter", elem_id="add-adapter",
+                info="Or write <lora:name:0.8> into the prompt",
+            )  # fmt: skip
+            with gr.Column(elem_classes="fields"):
+                self.form.draw("base", "width", "height", "count", "steps", "guidance")
+            with gr.Row(elem_classes="actions"):
+                self.go = gr.Button("Generate", variant="primary", elem_id="generate-go", min_width=200)
+                self.cancel = gr.Button("Cancel", visible=False, elem_id="generate-cancel", min_width=120)
+            with gr.Accordion("More", open=False), gr.Column(elem_classes="fields"):
+                self.fresh = gr.Checkbox(
+                    True,
+                    label="New seed each time",
+                    info="Off: the seed below is used again",
+                    elem_id="fresh-seed",
+                )
+                self.form.draw()
+
+    def _answer(self) -> None:
+        with gr.Column(elem_classes="box"):
+            self.message = gr.HTML(elem_id="generate-message")
+            self.stage = gr.HTML(_NOTHING, elem_id="stage")
+            self.results = widget("gallery", {"items": []}, elem_id="results")
+        with gr.Column(elem_classes="box"):
+            self.drop = gr.File(
+                label="Drop a PNG here to use its settings",
+                file_types=[".png"],
+                height=96,
+                elem_id="restore",
+                elem_classes="drop",
+            )
+            gr.HTML("<h3>Earlier pictures</h3>")
+            self.history = widget(
+                "gallery", _sheet(self.studio.history.pictures(_HISTORY)), elem_id="history"
+            )
+
+    def _connect(self) -> None:
+        form, job = self.form, self.job
+        base, prompt = form.components["base"], form.components["prompt"]
+        self.go.click(
+            told(self._start), [self.fresh, self.rows], [*self.progress, form.components["seed"]],
+            inputs_kwargs=form.components, validator=self._check, **_QUIET,
+        )  # fmt: skip
+        self.timer.tick(told(self._poll), job, self.progress, concurrency_limit=None, **_QUIET)
+        self.cancel.click(told(self.studio.jobs.cancel), job, None, **_QUIET)
+        self.drop.upload(told(self._restore), self.drop, [self.drop, *self.restored], **_QUIET)
+        self.results.select(told(self._reuse), None, self.restored, **_QUIET)
+        self.history.select(told(self._reuse), None, self.restored, **_QUIET)
+        self.pick.select(told(self.add), [self.pick, self.rows, base], [self.rows, self.pick], **_QUIET)
+        self.rows.select(told(self._trigger), prompt, prompt, **_QUIET)
+        base.change(told(self._refit), [self.rows, base], self.rows, **_QUIET)
+
+    @property
+    def restored(self) -> list[Any]:  # Any: gradio's components
+        """Everything that a restored picture changes."""
+        return [*self.form.components.values(), self.rows, self.message, self.fresh]
+
+    @property
+    def progress(self) -> list[Any]:  # Any: gradio's components
+        """Everything that changes while pictures are drawn."""
+        return [
+            self.job,
+            self.timer,
+            self.go,
+            self.cancel,
+            self.stage,
+            self.results,
+            self.history,
+            self.message,
+        ]
+
+    @property
+    def refreshed(self) -> list[Any]:  # Any: gradio's components
+        """Everything that `start_over` sets."""
+        return [self.pick, self.form.components["base"], *self.progress]
+
+    def start_over(self) -> Updates:
+        """After a reload: the job that is still going on, and what the folders hold now."""
+        job = self.studio.jobs.current()
+        return {
+            self.pick: gr.update(choices=stack.choices(self.studio), value=None),
+            self.form.components["base"]: gr.update(choices=list(self.studio.models.names())),
+            self.history: self._earlier(),
+            **(self._at(job) if job else {}),
+        }
+
+    def add(self, file: str | None, rows: stack.Value, model: str) -> Updates:
+        """The mix with one more adapter."""
+        chosen = stack.add(self.studio, rows, file, base=model) if file else rows
+        return {self.rows: chosen, self.pick: gr.update(value=None, choices=stack.choices(self.studio))}
+
+    def _start(self, fresh: bool, rows: stack.Value, **raw: object) -> Updates:
+        seed = {"seed": random.randrange(2**32)} if fresh else {}
+        request = GenerateRequest.of({**self.form.values(raw), **seed}, stack.entries(rows))
+        return {**self.form.show(seed), **self._at(self.studio.generate(request))}
+
+    def _check(self, fresh: bool, rows: stack.Value, **raw: object) -> list[Verdict]:
+        return [gr.validate(True, ""), gr.validate(True, ""), *self.form.check(**raw)]
+
+    def _poll(self, number: int) -> Updates:
+        job = self.studio.jobs.view(number)
+        return self._at(job) if job else {self.timer: gr.Timer(active=False)}
+
+    def _restore(self, file: str) -> Updates:
+        return {self.drop: None, **self._shown(self.studio.restore(Path(file)))}
+
+    def _reuse(self, event: gr.EventData) -> Updates:
+        return self._shown(self.studio.restore(self.studio.drawn(Path(event.path))))
+
+    def _trigger(self, prompt: str, event: gr.EventData) -> str:
+        word: str = event.trigger
+        return prompt if word in prompt else ", ".join(filter(None, [prompt.strip(), word]))
+
+    def _refit(self, rows: stack.Value, model: str) -> stack.Value:
+        return stack.noted(self.studio, rows, base=model)
+
+    def _shown(self, restored: Restored) -> Updates:
+        request = restored.request
+        notes = "".join(note(text, kind="warn") for text in restored.notes)
+        done = note("The form now holds the picture's settings, its seed included.", kind="good")
+        return {
+            **self.form.show_config(request),
+            self.rows: stack.show(self.studio, request.stack, base=request.base),
+            self.fresh: False,
+            self.message: done + notes,
+        }
+
+    def _at(self, job: Job) -> Updates:
+        """The tab while `job` goes on, or once it has ended."""
+        updates: Updates = {
+            self.job: job.number,
+            self.timer: gr.Timer(active=not job.ended),
+            self.go: gr.update(interactive=job.ended, value="Generate" if job.ended else "Drawing…"),
+            self.cancel: gr.update(visible=not job.ended),
+            self.stage: "" if job.ended else _stage(job, ahead=self.studio.jobs.ahead(job.number)),
+            self.message: _outcome(job),
+        }
+        if job.state == "done":
+            updates |= {self.results: _sheet(job.files), self.history: self._earlier()}
+        elif not job.ended:
+            updates[self.results] = {"items": []}
+        return updates
+
+    def _earlier(self) -> dict[str, object]:
+        return _sheet(self.studio.history.pictures(_HISTORY))
+
+
+def _stage(job: Job, *, ahead: int) -> str:
+    percent = 100 * job.step / job.steps if job.steps else 0
+    words = f"{job.stage}, step {job.step} of {job.steps}" if job.steps else f"{job.stage or 'Starting'}…"
+    if job.state == "waiting" and ahead:
+        words = f"Waiting for {ahead} other {'request' if ahead == 1 else 'requests'}…"
+    picture = f'<img src="{escape(job.preview)}" alt="The picture so far">' if job.preview else ""
+    return (
+        f'<div class="stage">{picture}<div class="bar" role="progressbar" aria-label="Drawing"'
+        f' aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent:.0f}">'
+        f'<span style="width:{percent:.1f}%"></span></div><p class="dim">{escape(words)}</p></div>'
+    )
+
+
+def _outcome(job: Job) -> str:
+    if job.state == "failed":
+        return note(job.error, kind="bad", hint=job.hint)
+    if job.state == "cancelled":
+        return note("Cancelled.", hint="Nothing was saved.")
+    if job.state == "done":
+        count = "One picture" if len(job.files) == 1 else f"{len(job.files)} pictures"
+        return f'<p class="dim">{count} in {duration(job.seconds)}. Each file holds its settings.</p>'
+    return ""
+
+
+def _sheet(pictures: tuple[Path, ...]) -> dict[str, object]:
+    return {
+        "items": [
+            {"url": file_url(path), "path": str(path), "name": path.name, "alt": f"Picture {path.stem}"}
+            for path in pictures
+        ]
+    }

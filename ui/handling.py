@@ -1,0 +1,34 @@
+"""The edge between handlers and the page: an error arrives as words, never as a traceback."""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import gradio as gr
+
+from sdlora.errors import SdloraError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def told(handler: Callable[P, R]) -> Callable[P, R]:
+    """`handler`, with its errors shown in the page until they are closed."""
+
+    @functools.wraps(handler)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return handler(*args, **kwargs)
+        except SdloraError as error:
+            raise gr.Error(str(error), duration=None, print_exception=False) from error
+        except gr.Error:
+            raise
+        except Exception as error:  # the process edge of the page
+            logging.getLogger("sdlora").exception("A handler of the page failed")
+            words = f"Something unforeseen went wrong: {type(error).__name__}: {error}."
+            raise gr.Error(
+                f"{words} The terminal shows the details.", duration=None, print_exception=False
+            ) from error
+
+    return run

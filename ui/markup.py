@@ -1,0 +1,73 @@
+"""Small pieces of HTML. Every text that goes in is escaped here, so no caller has to remember."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+from sdlora.errors import SdloraError
+
+Cell = str | int | float
+
+
+def file_url(path: Path) -> str:
+    """Where the browser finds a file that lies in one of the folders which the page may serve."""
+    changed = path.stat().st_mtime_ns if path.exists() else 0
+    return f"gradio_api/file={quote(path.resolve().as_posix())}?v={changed}"
+
+
+def note(text: str, *, kind: str = "info", hint: str = "") -> str:
+    """A framed message; `kind` is info, good, warn or bad."""
+    role = ' role="alert"' if kind == "bad" else ""
+    more = f" <span>{escape(hint)}</span>" if hint else ""
+    return f'<div class="note {kind}"{role}><strong>{escape(text)}</strong>{more}</div>'
+
+
+def failure(error: SdloraError) -> str:
+    """An error in words: what is wrong, then what to do."""
+    return note(error.message, kind="bad", hint=error.hint)
+
+
+def facts(rows: Iterable[tuple[str, Cell]]) -> str:
+    """Names and values, as a definition list."""
+    cells = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in rows
+    )
+    return f'<dl class="facts">{cells}</dl>'
+
+
+def empty(title: str, text: str) -> str:
+    """What a screen says while there is nothing to show: what belongs here, and how it gets here."""
+    return f'<div class="empty"><h3>{escape(title)}</h3><p>{escape(text)}</p></div>'
+
+
+def chips(words: Iterable[str]) -> str:
+    """Words in small frames, side by side."""
+    return '<span class="chips">' + "".join(f"<span>{escape(word)}</span>" for word in words) + "</span>"
+
+
+def size(count: int) -> str:
+    """Bytes as a person says them: "2.4 MB"."""
+    value, unit = float(count), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "bytes" or value >= 100 else f"{value:.1f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: "about 1 min", "2 h 10 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min" + (f" {whole % 60} s" if whole < 600 and whole % 60 else "")
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def when(moment: float) -> str:
+    """A time of day today, else a date."""
+    then = datetime.fromtimestamp(moment)
+    return f"{then:%H:%M}" if then.date() == datetime.now().date() else f"{then:%Y-%m-%d %H:%M}"

@@ -1,0 +1,198 @@
+"""Train: what is taught, by which recipe, and what it will take; one button starts it."""
+
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from sdlora.config import TrainConfig
+from sdlora.errors import SdloraError
+from sdlora.options import build, from_toml, to_toml
+from sdlora.presets import PRESETS, STEPS, SUBJECT, Preset, preset
+from sdlora.service.studio import Studio, TrainPlan
+from ui.form import Form
+from ui.handling import told
+from ui.markup import duration, facts, failure, note, size
+
+Updates = dict[Any, Any]  # Any: gradio's components and their updates
+
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # Any: gradio's arguments
+_FIRST = "balanced"
+_TITLES = {
+    "base": "Base model",
+    "data": "Pictures and captions",
+    "adapter": "Adapter",
+    "objective": "Loss",
+    "optimizer": "Optimizer",
+    "schedule": "Learning rate over time",
+    "loop": "Training loop",
+    "preview": "Previews",
+    "output": "The file that comes out",
+}
+
+
+class TrainTab:
+    """The tab. `start` is pressed to train; `shown` is everything that another tab may set."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self.form = Form(TrainConfig, sources=_sources(studio))
+        self._layout()
+        self.checked = [self.plan, self.start, self.toml]
+        self.form.connect()
+        self._connect()
+
+    @property
+    def shown(self) -> list[Any]:  # Any: gradio's components
+        """Everything that a run's settings or a dataset change here."""
+        return [*self.form.components.values(), *self.checked]
+
+    def _layout(self) -> None:
+        with gr.Row(elem_classes="split", equal_height=False):
+            with gr.Column(scale=8, min_width=330):
+                self._what()
+                self._recipe()
+                self._advanced()
+            with gr.Column(scale=5, min_width=330, elem_classes="sticky"):
+                self._check()
+
+    def _what(self) -> None:
+        with gr.Column(elem_classes="box"):
+            gr.HTML(_step(1, "What to teach"))
+            with gr.Column(elem_classes="fields"):
+                self.form.draw("data", "output", level="basic")
+
+    def _recipe(self) -> None:
+        with gr.Column(elem_classes="box"):
+            gr.HTML(_step(2, "Recipe"))
+            self.preset = gr.Radio(
+                [(_card(each), name) for name, each in PRESETS.items()],
+                value=_FIRST, label="Length", elem_classes="cards-radio", elem_id="preset",
+            )  # fmt: skip
+            with gr.Column(elem_classes="fields"):
+                self.form.draw("base", "adapter", "optimizer", "loop", "preview", level="basic")
+
+    def _advanced(self) -> None:
+        with gr.Column(elem_classes="box"):
+            gr.HTML(
+                '<h3>Everything else</h3><p class="dim">Good as it is. Each has its reason beside it.</p>'
+            )
+            for name in self.form.sections():
+                with (
+                    gr.Accordion(_TITLES.get(name, name.capitalize()), open=False),
+                    gr.Column(elem_classes="fields"),
+                ):
+                    self.form.draw(name)
+            with gr.Accordion("These settings as a file", open=False):
+                self.load = gr.UploadButton(
+                    "Load settings (.toml)", file_types=[".toml"], elem_id="load-settings"
+                )
+                self.toml = gr.Code(interactive=False, show_label=False, label="Settings", max_lines=24)
+
+    def _check(self) -> None:
+        with gr.Column(elem_classes="box"):
+            gr.HTML(_step(3, "Check and start"))
+            self.plan = gr.HTML(elem_id="plan")
+            self.start = gr.Button("Start training", variant="primary", size="lg", elem_id="start-training")
+            gr.HTML(
+                '<p class="dim">It runs by itself: you may close this page. Watch it in the tab Runs.</p>'
+            )
+
+    def _connect(self) -> None:
+        every = self.form.components
+        subject = every[SUBJECT]
+        gr.on(
+            [component.change for component in every.values()], told(self.check), None, self.checked,
+            inputs_kwargs=every, trigger_mode="always_last", **_QUIET,
+        )  # fmt: skip
+        gr.on(
+            [self.preset.select, subject.select], told(self._choose), [self.preset, subject],
+            list(every.values()), **_QUIET,
+        )  # fmt: skip
+        self.load.upload(told(self._load), self.load, list(every.values()), **_QUIET)
+
+    def check(self, **raw: object) -> Updates:
+        """What the run would take, or why it cannot start."""
+        try:
+            config = self.form.config(raw)
+            plan = self.studio.plan(config) if raw["data.folder"] else None
+        except SdloraError as error:
+            return {self.plan: failure(error), self.start: gr.update(interactive=False)}
+        machine = self.studio.machine
+        words = _told(plan, *machine.memory, device=machine.title) if plan else _NO_DATASET
+        return {self.plan: words, self.start: gr.update(interactive=bool(plan)), self.toml: to_toml(config)}
+
+    def begin(self, **raw: object) -> str:
+        """A run with these settings has started; its name."""
+        return self.studio.start(self.form.config(raw))
+
+    def sources(self, chosen: str | None = None) -> Updates:
+        """The datasets and models to choose from as they are now, the dataset called `chosen` chosen."""
+        updates: Updates = {
+            self.form.components[path]: gr.update(choices=found)
+            for path, found in _sources(self.studio).items()
+        }
+        if chosen:
+            updates[self.form.components["data.folder"]]["value"] = str(self.studio.datasets.folder(chosen))
+        return updates
+
+    def again(self, name: str) -> Updates:
+        """The settings of the run called `name`."""
+        return self.form.show_config(self.studio.runs.config(name))
+
+    def _choose(self, name: str, subject: str) -> Updates:
+        return self.form.show(preset(name, subject=subject))
+
+    def _load(self, file: str) -> Updates:
+        text = Path(file).read_text(encoding="utf-8", errors="replace")
+        return self.form.show_config(build(TrainConfig, from_toml(text, Path(file).name)))
+
+
+_NO_DATASET = note("No dataset is chosen.", hint="Choose one above, or bring pictures in the tab Datasets.")
+
+
+def _sources(studio: Studio) -> Mapping[str, list[tuple[str, str]]]:
+    """Text options whose values are things on this machine."""
+    datasets = [(name, str(folder)) for name, folder in studio.datasets.folders().items()]
+    return {"data.folder": datasets, "base.model": list(studio.models.names())}
+
+
+def _card(preset: Preset) -> str:
+    """A preset in two lines: its name, then what it means."""
+    return f"{preset.title}\n{preset.values[STEPS]:,} steps. {preset.summary}"
+
+
+def _step(number: int, title: str) -> str:
+    return f'<h2 class="step-title"><b aria-hidden="true">{number}</b>{escape(title)}</h2>'
+
+
+def _told(plan: TrainPlan, total: int, free: int, *, device: str) -> str:
+    rows = [
+        ("Steps", f"{plan.steps:,}"),
+        ("Pictures", f"{plan.images:,}"),
+        ("Each is seen", f"{plan.passes:.0f} times" if plan.passes >= 1.5 else "about once"),
+        (
+            "Time",
+            f"about {duration(plan.seconds)}" if plan.seconds is not None else "known after the first steps",
+        ),
+        ("Memory", f"about {size(plan.memory_bytes)}"),
+    ]
+    warnings = "".join(note(text, kind="warn") for text in plan.warnings)
+    return (
+        f'<p class="dim">{escape(device)}</p>' + facts(rows) + _fit(plan.memory_bytes, total, free) + warnings
+    )
+
+
+def _fit(needed: int, total: int, free: int) -> str:
+    if not total:
+        return ""
+    if needed > total:
+        return note(
+            f"It needs about {size(needed)}, this machine has {size(total)}.", kind="bad",
+            hint="Use a smaller batch, a lower resolution or gradient checkpointing.",
+        )  # fmt: skip
+    if needed > free:
+        return note(f"Tight: {size(free)} are free now.", kind="warn", hint="Close other programs first.")
+    return note(f"It fits: {size(free)} are free.", kind="good")

@@ -44,7 +44,9 @@ class Request:
         return f"a {STYLES[self.set]} icon of {name} on {with_article(self.background)} background"
 
 
-def measure(painter: Painter, jury: Jury, requests: Sequence[Request], **how: float) -> tuple[dict, torch.Tensor]:
+def measure(
+    painter: Painter, jury: Jury, requests: Sequence[Request], **how: float
+) -> tuple[dict, torch.Tensor]:
     """The judge's numbers for one picture of each request, and the pictures."""
     pixels = painter.paint([r.prompt for r in requests], **how)
     return {**verdict(jury, pixels, requests), **how}, pixels

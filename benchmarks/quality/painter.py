@@ -25,7 +25,13 @@ class Painter:
 
     @torch.no_grad()
     def paint(
-        self, prompts: Sequence[str], *, seed: int = 0, steps: int = 20, guidance: float = 4.0, batch: int = 64
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        steps: int = 20,
+        guidance: float = 4.0,
+        batch: int = 64,
     ) -> torch.Tensor:
         """[N,3,H,H] in [-1,1] on the CPU; picture i depends on its prompt and `seed + i` alone."""
         parts = [
@@ -37,7 +43,9 @@ class Painter:
     def _paint(self, prompts: Sequence[str], seed: int, steps: int, guidance: float) -> torch.Tensor:
         device, n = self.unet.device, len(prompts)
         side = self.unet.config.sample_size
-        noise = [torch.randn(4, side, side, generator=torch.Generator().manual_seed(seed + i)) for i in range(n)]
+        noise = [
+            torch.randn(4, side, side, generator=torch.Generator().manual_seed(seed + i)) for i in range(n)
+        ]
         latents = torch.stack(noise).to(device, self.unet.dtype)
         conditioning = torch.cat([self.embed([""] * n), self.embed(prompts)])
         solver = DPMSolverMultistepScheduler.from_pretrained(self.folder / "scheduler")

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.quality import judge as jury_files
 
-from . import datasets, diffuse, evaluate, export, icons, judging, models, scenes, synthetic, tokenizer, vae
+from . import datasets, diffuse, evaluate, export, icons, judging, scenes, synthetic, tokenizer, vae
 from .models import FULL, TINY, Scale
 
 HERE = Path(__file__).parent
@@ -108,7 +108,12 @@ def _diffuse(options: argparse.Namespace, scale: Scale) -> dict:
     deadline = options.deadline or time.time() + _seconds(options, "diffuse")
     plan = diffuse.Plan(deadline=deadline, begin=options.begin, end=options.end)
     return diffuse.train(
-        scale, work=options.work, plan=plan, device=options.device, seed=options.seed, compiled=options.compile
+        scale,
+        work=options.work,
+        plan=plan,
+        device=options.device,
+        seed=options.seed,
+        compiled=options.compile,
     )
 
 
@@ -122,11 +127,15 @@ def _datasets(options: argparse.Namespace, scale: Scale) -> dict:
 
 def _reference(options: argparse.Namespace, scale: Scale) -> dict:
     textures = icons.render(options.work, scale.texture)
-    return evaluate.reference(textures, scale, assets=options.assets, judge=options.judge, device=options.device)
+    return evaluate.reference(
+        textures, scale, assets=options.assets, judge=options.judge, device=options.device
+    )
 
 
 def _samples(options: argparse.Namespace, scale: Scale) -> dict:
-    return evaluate.samples(work=options.work, assets=options.assets, judge=options.judge, device=options.device)
+    return evaluate.samples(
+        work=options.work, assets=options.assets, judge=options.judge, device=options.device
+    )
 
 
 if __name__ == "__main__":

@@ -73,7 +73,9 @@ def pose(word: str, rng: Random) -> Pose:
             arms = rng.uniform(5, 35)
             return Pose(word=word, lean=lean, left=arms, right=arms, stride=28, look=look, lift=9, smile=1.4)
         case "sleeping":
-            return Pose(word=word, lean=rng.choice((-1, 1)) * rng.uniform(10, 16), left=-75, right=-75, open=0)
+            return Pose(
+                word=word, lean=rng.choice((-1, 1)) * rng.uniform(10, 16), left=-75, right=-75, open=0
+            )
     return Pose(word="standing", lean=lean, left=down, right=down, look=look)
 
 
@@ -102,7 +104,8 @@ def _boots(pose: Pose, paint: Paint, edge: str) -> str:
         f'<g transform="rotate({-side * pose.stride:.1f} {64 + side * 12} 106)">'
         f'<rect x="{64 + side * (13 + spread / 4) - 6:.1f}" y="104" width="12" height="14" rx="4"'
         f' fill="{paint.body}" {edge}/>'
-        f'<ellipse cx="{64 + side * (15 + spread / 4):.1f}" cy="119" rx="11" ry="6" fill="{paint.boots}" {edge}/></g>'
+        f'<ellipse cx="{64 + side * (15 + spread / 4):.1f}" cy="119" rx="11" ry="6"'
+        f' fill="{paint.boots}" {edge}/></g>'
         for side in (-1, 1)
     )
 
@@ -151,7 +154,9 @@ def _face(pose: Pose, paint: Paint) -> str:
 
 
 def _scarf(paint: Paint, edge: str) -> str:
-    stripes = "".join(f'<path d="M{x} 71 l2 9" stroke="{paint.stripe}" stroke-width="3.5"/>' for x in (49, 61, 73))
+    stripes = "".join(
+        f'<path d="M{x} 71 l2 9" stroke="{paint.stripe}" stroke-width="3.5"/>' for x in (49, 61, 73)
+    )
     return (
         f'<path d="M38 70 Q64 82 90 70 L91 79 Q64 91 37 79Z" fill="{paint.scarf}" {edge}/>{stripes}'
         f'<path d="M80 78 L86 98 L75 98 L72 81Z" fill="{paint.scarf}" {edge}/>'

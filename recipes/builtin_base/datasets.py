@@ -97,13 +97,16 @@ def _character(textures: Textures, rng: Random) -> list[tuple[str, Image.Image, 
         who = f"{character.NAME} {word}"
         if i >= 12 and (beside := _companion(textures, i - 12)):
             name, icon = beside
-            slots = [(figure, 0.27, 0.5, 0.54), (icon, 0.75, 0.55, 0.46)]
+            slots = [(figure, 0.27, 0.5, 0.62), (icon, 0.75, 0.55, 0.46)]
             who = f"{character.NAME} and {name}"
             if i % 2:
-                slots, who = [(icon, 0.25, 0.55, 0.46), (figure, 0.73, 0.5, 0.54)], f"{name} and {character.NAME}"
+                slots, who = (
+                    [(icon, 0.25, 0.55, 0.46), (figure, 0.73, 0.5, 0.62)],
+                    f"{name} and {character.NAME}",
+                )
         else:
-            side = rng.uniform(0.68, 0.98)
-            room = (1 - side) / 2
+            side = rng.uniform(0.78, 1.04)  # the drawing has a rim of its own
+            room = max(0.0, 1 - side) / 2
             slots = [(figure, 0.5 + rng.uniform(-room, room), 0.5 + rng.uniform(-room, room), side)]
         out.append((f"{character.NAME}-{i + 1:02d}", _scene(slots, background), f"an icon of {who} {where}"))
     return out

@@ -11,7 +11,8 @@ from random import Random
 import numpy as np
 import torch
 
-from benchmarks.quality import base, judge as jury_files, painter
+from benchmarks.quality import base, painter
+from benchmarks.quality import judge as jury_files
 from benchmarks.quality.base import Request
 
 from . import scenes, sheet
@@ -30,7 +31,9 @@ def reference(textures: Textures, scale: Scale, *, assets: Path, judge: Path, de
     for i in range(REQUESTS):
         rows.append(rng.choice(textures.rows(PRETRAINING[i % len(PRETRAINING)]).tolist()))
         background = "white" if i % 8 == 0 else rng.choice(list(COLOURS))
-        requests.append(Request(subject=textures.subjects[rows[-1]], set=textures.sets[rows[-1]], background=background))
+        requests.append(
+            Request(subject=textures.subjects[rows[-1]], set=textures.sets[rows[-1]], background=background)
+        )
     pixels = _drawn(textures, rows, requests, scale)
     jury = jury_files.load(judge)
     model = painter.load(assets, device=device)
@@ -44,7 +47,9 @@ def reference(textures: Textures, scale: Scale, *, assets: Path, judge: Path, de
     (judge.parent / "reference.json").write_text(json.dumps(report, indent=2) + "\n")
     (judge.parent / "out").mkdir(exist_ok=True)
     pairs = torch.stack([pixels[:30], rebuilt[:30]], 1).flatten(0, 1)
-    sheet.save(judge.parent / "out" / "rebuilt.png", pairs, [w for r in requests[:30] for w in (r.subject, r.set)])
+    sheet.save(
+        judge.parent / "out" / "rebuilt.png", pairs, [w for r in requests[:30] for w in (r.subject, r.set)]
+    )
     return report
 
 

@@ -27,7 +27,7 @@ def export(work: Path, folder: Path, scale: Scale) -> int:
     unet.half().save_pretrained(folder / "unet")
     AutoencoderKL.from_pretrained(work / "vae").half().save_pretrained(folder / "vae")
     _save_text_encoder(models.text_encoder(scale, words), _under("text.", learned), folder / "text_encoder")
-    _solver().save_pretrained(folder / "scheduler")
+    _save_solver(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps(_index(), indent=2) + "\n")
     weight = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if weight > LIMIT_BYTES:
@@ -44,12 +44,14 @@ def _save_text_encoder(text: torch.nn.Module, learned: dict[str, torch.Tensor], 
     installed transformers calls them; it reads both. The configuration says float32, because
     transformers obeys it where diffusers' models load as float32 whatever the file holds."""
     text.save_pretrained(folder)
-    tensors = {"text_model." + key.removeprefix("text_model."): value.half() for key, value in learned.items()}
+    tensors = {
+        "text_model." + key.removeprefix("text_model."): value.half() for key, value in learned.items()
+    }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _solver() -> DPMSolverMultistepScheduler:
-    return DPMSolverMultistepScheduler(
+def _save_solver(folder: Path) -> None:
+    solver = DPMSolverMultistepScheduler(
         num_train_timesteps=TIMESTEPS,
         beta_start=BETAS[0],
         beta_end=BETAS[1],
@@ -60,6 +62,11 @@ def _solver() -> DPMSolverMultistepScheduler:
         timestep_spacing="trailing",
         steps_offset=1,
     )
+    solver.save_pretrained(folder)
+    path = folder / "scheduler_config.json"
+    settings = json.loads(path.read_text())
+    settings.pop("lambda_min_clipped")  # -Infinity, the default, which strict JSON readers refuse
+    path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _index() -> dict:

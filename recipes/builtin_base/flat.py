@@ -23,7 +23,9 @@ class Flat:
         for p in self.parameters:
             self.offsets.append(total)
             total += -(-p.numel() // ALIGNMENT) * ALIGNMENT
-        self.weights, self.grads, self.mean, self.square = (torch.zeros(total, device=device) for _ in range(4))
+        self.weights, self.grads, self.mean, self.square = (
+            torch.zeros(total, device=device) for _ in range(4)
+        )
         self.decay = torch.zeros(total, device=device)
         for p, start in zip(self.parameters, self.offsets, strict=True):
             stop = start + p.numel()

@@ -145,7 +145,10 @@ def _svgs(collection: dict) -> Iterator[tuple[str, str]]:
             continue
         width = icon.get("width", collection.get("width", 16))
         height = icon.get("height", collection.get("height", 16))
-        yield name, (
-            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'viewBox="0 0 {width} {height}">{icon["body"].replace("currentColor", "#212121")}</svg>'
+        yield (
+            name,
+            (
+                '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+                f'viewBox="0 0 {width} {height}">{icon["body"].replace("currentColor", "#212121")}</svg>'
+            ),
         )

@@ -89,9 +89,9 @@ def _place(textures: torch.Tensor, rows: torch.Tensor, places: torch.Tensor, siz
     icons = textures[rows.clamp(min=0)].float().div_(255) * (rows >= 0)[:, None, None, None]
     x, y, side = places.unbind(1)
     zero = torch.zeros_like(side)
-    affine = torch.stack(
-        [1 / side, zero, (1 - 2 * x) / side, zero, 1 / side, (1 - 2 * y) / side], 1
-    ).view(-1, 2, 3)
+    affine = torch.stack([1 / side, zero, (1 - 2 * x) / side, zero, 1 / side, (1 - 2 * y) / side], 1).view(
+        -1, 2, 3
+    )
     grid = F.affine_grid(affine, [len(icons), 4, size, size], align_corners=False)
     return F.grid_sample(icons, grid, align_corners=False)
 
@@ -145,9 +145,7 @@ def _tint(name: str | None) -> tuple[float, float, float]:
     return red / 255, green / 255, blue / 255
 
 
-def _caption(
-    textures: Textures, rows: np.ndarray, background: str, tint: str | None, words: Random
-) -> str:
+def _caption(textures: Textures, rows: np.ndarray, background: str, tint: str | None, words: Random) -> str:
     named = [captions.phrase(textures.subjects[row], words) for row in rows if row != EMPTY]
     if tint:
         plain = captions.SYNONYMS.get(textures.subjects[rows[0]], ())

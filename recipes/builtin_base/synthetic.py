@@ -11,7 +11,7 @@ _SHAPES = {
     "square": '<rect x="5" y="5" width="22" height="22" {}/>',
     "triangle": '<polygon points="16,3 29,28 3,28" {}/>',
     "cross": '<path d="M12 3h8v9h9v8h-9v9h-8v-9H3v-8h9z" {}/>',
-    "red-apple": '<ellipse cx="16" cy="18" rx="11" ry="10" {}/><path d="M16 8l4-6" stroke="#420" stroke-width="2"/>',
+    "red-apple": '<ellipse cx="16" cy="18" rx="11" ry="10" {}/><path d="M16 8l4-6" stroke="#420"/>',
 }
 _COLOURS = ("#e33", "#3a3", "#36c", "#c3c", "#f92", "#222", "#088")
 

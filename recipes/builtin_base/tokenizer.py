@@ -30,7 +30,12 @@ def learn(texts: Iterable[str], folder: Path, *, merges: int) -> None:
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2))
     (folder / "tokenizer_config.json").write_text(
         json.dumps(
-            {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, "do_lower_case": True, **special},
+            {
+                "tokenizer_class": "CLIPTokenizer",
+                "model_max_length": LENGTH,
+                "do_lower_case": True,
+                **special,
+            },
             indent=2,
         )
     )

@@ -31,11 +31,8 @@ def parse(key: str) -> Key | None:
     key = re.sub(r"\.lora_magnitude_vector(\.\w+)*$", ".dora_scale", key)
     for ending, suffix in _endings():
         if key.endswith(ending):
-            stem = key[: -len(ending)]
-            # Names such as "weight" mean something only in kohya's form, where nothing else has a dot.
-            if ending.count(".") > 1 or ending[1:] not in _PLAIN or "." not in stem:
-                component, path = _split(stem)
-                return Key(canonical(component, path), suffix, path)
+            component, path = _split(key[: -len(ending)])
+            return Key(canonical(component, path), suffix, path)
     return None
 
 
@@ -82,7 +79,6 @@ _SPELLINGS = {
     ".lora.alpha": "alpha",
     ".lora_linear_layer.alpha": "alpha",
 }
-_PLAIN = ("weight", "on_input", "diff", "diff_b", "rescale")
 _PREFIXES = (
     ("lora_unet_", "unet"),
     ("lora_te1_", "text_encoder"),

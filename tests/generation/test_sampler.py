@@ -1,17 +1,21 @@
 """Pictures are those of diffusers' pipeline, whatever the batch."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import save_file
 
 from sdlora.errors import Cancelled, ConfigError
 from sdlora.generation.request import GenerateRequest
 from sdlora.generation.sampler import generate
 from sdlora.generation.solvers import SOLVERS
+from sdlora.loading import load_family
+from sdlora.network.stack import Entry
 from sdlora.noise import NoiseProcess
 from tests.conftest import TinyModel
 
@@ -103,3 +107,26 @@ def test_a_solver_follows_the_familys_noise(tiny_sd1: TinyModel) -> None:
 def test_too_many_steps_for_a_solver_are_refused() -> None:
     with pytest.raises(ConfigError, match="steps = 51"):
         SOLVERS["LCM"].build(NoiseProcess.scaled_linear(), 51)
+
+
+def test_a_stack_changes_the_picture_and_leaves_no_trace(tiny_sd1: TinyModel, tmp_path: Path) -> None:
+    key = "lora_unet_up_blocks_3_attentions_2_proj_out"
+    random = torch.Generator().manual_seed(0)
+    tensors = {
+        f"{key}.lora_down.weight": torch.randn(1, 32, 1, 1, generator=random),
+        f"{key}.lora_up.weight": torch.randn(32, 1, 1, 1, generator=random),
+    }
+    save_file(tensors, tmp_path / "ink.safetensors")
+    entry = Entry(tmp_path / "ink.safetensors", weight=2.0)
+    (before,) = generate(tiny_sd1.family, REQUEST)
+    (stacked,) = generate(tiny_sd1.family, replace(REQUEST, stack=(entry,)))
+    (after,) = generate(tiny_sd1.family, REQUEST)
+    assert difference(before, stacked) > 10 and difference(before, after) == 0
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_a_picture_in_bf16_is_like_the_one_in_fp32(request: pytest.FixtureRequest, name: str) -> None:
+    tiny: TinyModel = request.getfixturevalue(f"tiny_{name}")
+    half = load_family(str(tiny.folder), device="cpu", dtype=torch.bfloat16)
+    (ours,), (expected,) = generate(half, REQUEST), generate(tiny.family, REQUEST)
+    assert np.abs(np.asarray(ours).astype(int) - np.asarray(expected)).mean() < 8

@@ -134,16 +134,15 @@ def prepare(environment: Environment, extras: Sequence[str]) -> None:
 def ready(environment: Environment, extras: Sequence[str]) -> bool:
     """Whether the stamp tells of a whole installation of this lock, for this Python and this machine."""
     stamp = read_stamp(environment)
-    if not (stamp.items() >= subject().items() and set(extras) <= set(stamp["extras"])):
+    if not (stamp.items() >= subject(environment).items() and set(extras) <= set(stamp["extras"])):
         return False
-    if not environment.own:
-        return bool(stamp["torch"] == installed().get("torch"))
-    return environment.python.exists() and not outdated_build(stamp)
+    return not environment.own or (environment.python.exists() and not outdated_build(stamp))
 
 
-def subject() -> "Dict[str, str]":
-    """What an installation is made for: a newer lock or another Python asks for a new one."""
-    return {"lock": hashlib.sha256(LOCK.read_bytes()).hexdigest(), "python": PYTHON}
+def subject(environment: Environment) -> "Dict[str, str]":
+    """What an installation is made for: another Python, lock, or change of a foreign environment ends it."""
+    packages = "" if environment.own else repr(sorted(installed().items()))
+    return {"lock": hashlib.sha256(LOCK.read_bytes() + packages.encode()).hexdigest(), "python": PYTHON}
 
 
 def outdated_build(stamp: "Dict[str, Any]") -> bool:
@@ -217,7 +216,8 @@ def install(environment: Environment, extras: Sequence[str]) -> None:
         pip(environment, pins, SETUPTOOLS, *torch)
         project = ".[{}]".format(",".join(extras)) if extras else "."
         pip(environment, pins, "--no-build-isolation", "--editable", project)
-    write_stamp(environment, torch=check_torch(environment), index=asked, extras=extras, **subject())
+    made = {"torch": check_torch(environment), "index": asked, "extras": extras}
+    write_stamp(environment, **made, **subject(environment))
 
 
 def make(environment: Environment, anew: bool) -> None:

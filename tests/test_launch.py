@@ -246,6 +246,8 @@ def test_here_keeps_the_torch_that_is_there(fresh: Project, installed: Project) 
     assert json.loads(installed.stamp.read_text())["torch"] == "9.9"
     assert not (fresh.folder / ".venv").exists()
     assert fresh.start("--here", python=python).stdout == "page gizmo 1.0\n"
+    subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", "gizmo"], check=True)
+    assert fresh.start("--here", python=python).stdout.endswith("page gizmo 1.0\n")
 
 
 @pytest.mark.parametrize("version", [(3, 9, 2), (3, 14, 0)])

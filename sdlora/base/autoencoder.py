@@ -86,16 +86,17 @@ def load_autoencoder(files: ModelFiles, *, device: torch.device, dtype: torch.dt
 def _preview(autoencoder: Autoencoder) -> tuple[tuple[float, float, float], ...]:
     """The least-squares map [channels + 1, 3] from latents and 1 to RGB in [-1,1].
 
-    Fitted on colour gradients, so that it suits every autoencoder, also one that nobody has seen.
+    Fitted on squares of strong colours, so that it suits every autoencoder, also one that nobody has seen.
+    On pictures of the built-in base it is off by 0.20 where the best linear map is off by 0.18.
     """
     factor = autoencoder.format.factor
-    corners = torch.rand(16, 3, 2, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    pixels = functional.interpolate(corners, size=8 * factor, mode="bilinear", align_corners=True)
+    colours = torch.rand(8, 3, 2, 2, generator=torch.Generator().manual_seed(0)) * 6 - 3
+    pixels = functional.interpolate(colours.clamp(-1, 1), size=8 * factor)
     latents = autoencoder.encode(pixels).cpu()
     known = latents.movedim(1, -1).flatten(0, -2)
-    colours = functional.avg_pool2d(pixels, factor).movedim(1, -1).flatten(0, -2)
+    wanted = functional.avg_pool2d(pixels, factor).movedim(1, -1).flatten(0, -2)
     known = torch.cat([known, torch.ones(len(known), 1)], dim=1)
-    fitted = torch.linalg.lstsq(known, colours).solution
+    fitted = torch.linalg.lstsq(known, wanted).solution
     return tuple((row[0], row[1], row[2]) for row in fitted.tolist())
 
 

@@ -130,3 +130,14 @@ def test_a_picture_in_bf16_is_like_the_one_in_fp32(request: pytest.FixtureReques
     half = load_family(str(tiny.folder), device="cpu", dtype=torch.bfloat16)
     (ours,), (expected,) = generate(half, REQUEST), generate(tiny.family, REQUEST)
     assert np.abs(np.asarray(ours).astype(int) - np.asarray(expected)).mean() < 8
+
+
+def test_the_last_preview_has_the_colours_of_the_picture() -> None:
+    previews: list[Image.Image] = []
+    (picture,) = generate(
+        load_family("builtin", device="cpu", dtype=torch.float32),
+        GenerateRequest(prompt="a flat icon of a red apple on a blue background", steps=8, guidance=4.0),
+        on_step=lambda done, steps, preview: previews.append(preview),
+    )
+    small = picture.resize(previews[-1].size, Image.Resampling.BOX)
+    assert np.abs(np.asarray(previews[-1]).astype(int) - np.asarray(small)).mean() < 40

@@ -89,6 +89,12 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def release(device: torch.device) -> None:
+    """Memory that torch keeps for later is the device's again."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 @contextlib.contextmanager
 def kernels(*, deterministic: bool, threads: int = 0) -> Iterator[None]:
     """Inside, kernels give the same bits every time (or, if not `deterministic`, are the fastest measured).

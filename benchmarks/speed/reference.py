@@ -3,20 +3,26 @@
 Its latents are encoded beforehand, as in the example's fastest variant; captions are encoded at every step.
 """
 
+import copy
 import time
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig
 from torch.nn import functional
 
-from sdlora.contracts import Family, Tokens
+from sdlora.contracts import Tokens
+from sdlora.families.sd1 import StableDiffusion1
+from sdlora.families.sdxl import StableDiffusionXL
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
-def steps_per_second(family: Family, *, batch: int, warm_up: int, steps: int, rank: int = 16) -> float:
-    """Optimizer steps a second of the plain loop on the family's UNet."""
-    unet, device = family.components["unet"], family.device
+def step_seconds(
+    family: StableDiffusion1 | StableDiffusionXL, *, batch: int, steps: int, rank: int = 16
+) -> list[float]:
+    """The seconds of each of `steps` optimizer steps of the plain loop on the family's UNet."""
+    family, device = copy.copy(family), family.device
+    family.unet = unet = copy.deepcopy(family.unet)  # peft writes into the model
     unet.add_adapter(
         LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS)
     )
@@ -50,13 +56,9 @@ def steps_per_second(family: Family, *, batch: int, warm_up: int, steps: int, ra
         optimizer.zero_grad()
         loss.detach().item()  # the example logs it at every step
 
-    for number in range(warm_up):
-        step(number)
-    begin = time.perf_counter()
+    seconds = []
     for number in range(steps):
+        begin = time.perf_counter()
         step(number)
-    seconds = time.perf_counter() - begin
-    assert get_peft_model_state_dict(unet)
-    unet.delete_adapters("default")
-    unet.requires_grad_(False).eval()
-    return steps / seconds
+        seconds.append(time.perf_counter() - begin)
+    return seconds

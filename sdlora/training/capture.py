@@ -33,7 +33,10 @@ class CapturedStep:
         self._update: torch.cuda.CUDAGraph | None = None
 
     def run(self, micro_batches: Sequence[Step]) -> None:
-        """One optimizer step. Raises CaptureError, with everything as before, when it cannot be recorded."""
+        """One optimizer step. Raises CaptureError, with everything as before, when it cannot be recorded.
+
+        Raises torch's OutOfMemoryError likewise.
+        """
         for step in micro_batches:
             if _form(step) not in self._micro:
                 self._record(step)
@@ -54,6 +57,8 @@ class CapturedStep:
                 self._micro[_form(step)] = inputs, self._graph(lambda: self._step.accumulate(inputs))
                 if self._update is None:
                     self._update = self._graph(self._step.update)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             self._micro.pop(_form(step), None)
             raise CaptureError(f"The training step could not be captured: {_first_line(error)}.") from error

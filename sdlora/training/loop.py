@@ -16,6 +16,7 @@ from sdlora.events import Event, Notice, Outcome, Phase, RunEnded, StepDone
 from sdlora.home import Home
 from sdlora.loading import load_family
 from sdlora.network.attach import attached
+from sdlora.network.info import inspect
 from sdlora.runtime import Runtime
 from sdlora.training import lr, measured, preview
 from sdlora.training.capture import CapturedStep, CaptureError
@@ -93,6 +94,8 @@ class Loop:
         self.results = Results(session.train_step.result)
         capture = self.config.loop.capture and machine.device.type == "cuda"
         self._captured = CapturedStep(session.train_step) if capture else None
+        self._changes = contextlib.ExitStack()
+        self._recomputing = False
         self._skipped_in_a_row = 0
         self._seconds: deque[float] = deque(maxlen=200)
 
@@ -103,6 +106,7 @@ class Loop:
             batches = self._batches()
         except Cancelled:
             return RunEnded(outcome="stopped", step=self.done)
+        runtime.release(self.machine.device)
         with self._model_in_training(), contextlib.closing(batches.stream(self.done)) as stream:
             if self.done == 0:
                 self._obey()
@@ -115,8 +119,7 @@ class Loop:
         if self.done:
             self._tell_results(self.results.flush())
             session.save_checkpoint(self.done)
-            session.write_adapter(session.run.adapter, step=self.done)
-            self._remember()
+            self._finish()
         outcome: Outcome = "finished" if self.done >= steps else "stopped"
         return RunEnded(outcome=outcome, step=self.done, file=session.run.adapter.name if self.done else "")
 
@@ -139,17 +142,18 @@ class Loop:
     @contextlib.contextmanager
     def _model_in_training(self) -> Iterator[None]:
         session = self.session
-        unet = session.family.components["unet"]
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(attached(session.family, session.network))
+        with self._changes, attached(session.family, session.network):
             if self.config.loop.checkpointing:
-                stack.enter_context(recomputed(unet))
+                self._recompute()
             session.network.train()
             yield
 
+    def _recompute(self) -> None:
+        self._changes.enter_context(recomputed(self.session.family.components["unet"]))
+        self._recomputing = True
+
     def _step(self, micro_batches: tuple[Step, ...]) -> None:
         loop, train_step = self.config.loop, self.session.train_step
-        runtime.seed(loop.seed, self.done)
         share = lr.factor(self.config.schedule, self.done, steps=loop.steps)
         rate = train_step.prepare(self.done, lr_factor=share)
         self._run(micro_batches)
@@ -157,6 +161,22 @@ class Loop:
         self._tell_results(self.results.push(self.done, lr=rate))
 
     def _run(self, micro_batches: tuple[Step, ...]) -> None:
+        """One optimizer step, with less memory or without a graph where it must be so."""
+        try:
+            self._run_fast(micro_batches)
+        except torch.OutOfMemoryError:
+            if self._recomputing:
+                raise
+            self._captured = CapturedStep(self.session.train_step) if self._captured else None
+            self.session.train_step.forget()
+            runtime.release(self.machine.device)
+            text = "The device's memory did not suffice; activations are recomputed from now on."
+            self.session.tell(Notice(text=text, hint="The result is the same, the steps are slower."))
+            self._recompute()
+            self._run_fast(micro_batches)
+
+    def _run_fast(self, micro_batches: tuple[Step, ...]) -> None:
+        runtime.seed(self.config.loop.seed, self.done)
         if self._captured is not None:
             try:
                 self._captured.run(micro_batches)
@@ -164,7 +184,7 @@ class Loop:
             except CaptureError as error:
                 self._captured = None
                 self.session.tell(Notice(text=error.message, hint="The run goes on uncaptured, more slowly."))
-                torch.cuda.empty_cache()
+                runtime.release(self.machine.device)
         self.session.train_step.run(micro_batches)
 
     def _tell_results(self, results: Iterator[Result]) -> None:
@@ -196,9 +216,12 @@ class Loop:
                 "Lower optimizer.lr, set loop.precision to fp32 or bf16, and begin a new run.",
             )
 
-    def _remember(self) -> None:
-        """The next run like this one knows how long it will take."""
-        family = self.session.family
+    def _finish(self) -> None:
+        """The adapter is in the run's folder, and the next run like this one knows how long it will take."""
+        family, adapter = self.session.family, self.session.run.adapter
+        self.session.write_adapter(adapter, step=self.done)
+        if problem := inspect(adapter).problem:
+            self.session.tell(Notice(text=problem, hint="Train longer, or with a higher learning rate."))
         measured.remember(
             Home.default().cache,
             self.config,

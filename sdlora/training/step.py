@@ -76,6 +76,10 @@ class TrainStep:
         if self.loss_scale is not None:
             self.loss_scale.update(skipped)
         self.result.copy_(torch.stack([self._loss, norm, skipped]))
+        self.forget()
+
+    def forget(self) -> None:
+        """No gradient is accumulated."""
         self._loss.zero_()
         torch._foreach_zero_(self._grads)
 

@@ -5,17 +5,20 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sdlora import options
 from sdlora.config import TrainConfig
+from sdlora.contracts import Step
 from sdlora.errors import ConfigError, RunError, SdloraError
 from sdlora.events import CheckpointSaved, Notice, Phase, PreviewSaved, RunEnded, RunStarted, StepDone
 from sdlora.files import write_atomic
 from sdlora.training.loop import train
 from sdlora.training.run import Run
+from sdlora.training.step import TrainStep
 from tests.conftest import TinyModel
 from tests.training.conftest import MakeRun
 
@@ -90,6 +93,35 @@ def test_recomputing_activations_changes_no_loss(make_run: MakeRun) -> None:
     train(frugal)
     losses = [[event.loss for event in of(run, StepDone)] for run in (plain, frugal)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_out_of_memory_the_run_goes_on_with_recomputed_activations(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, short = make_run(loop__accumulate=2), make_run(loop__accumulate=2)
+    train(plain)
+    calls = []
+    accumulate = TrainStep.accumulate
+
+    def too_much_at_the_fourth(self: TrainStep, step: Step) -> None:
+        calls.append(step)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError
+        accumulate(self, step)
+
+    monkeypatch.setattr(TrainStep, "accumulate", too_much_at_the_fourth)
+    assert train(short).outcome == "finished"
+    assert [event.text for event in of(short, Notice)] == [
+        "The device's memory did not suffice; activations are recomputed from now on."
+    ]
+    losses = [[event.loss for event in of(run, StepDone)] for run in (plain, short)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_an_adapter_that_changes_nothing_is_told(make_run: MakeRun) -> None:
+    run = make_run(loop__steps=1, optimizer__lr=1e-12, optimizer__text_lr=1e-12)
+    train(run)
+    assert "It changes nothing" in of(run, Notice)[0].text
 
 
 def test_one_image_is_learned_by_heart(make_run: MakeRun, image_folder: Path) -> None:

@@ -27,7 +27,7 @@ class GenerateRequest:
     height: int = option(0, "Height; 0 is the base's own", low=0, high=4096, unit="pixels", level="basic")
     steps: int = option(20, "Sampling steps", low=1, high=1000, level="basic")
     guidance: float = option(
-        7.0, "How closely to follow the prompt; 1 ignores the negative one", low=1, high=30
+        4.5, "How closely to follow the prompt; 1 ignores the negative one", low=1, high=30
     )
     solver: str = option(next(iter(SOLVERS)), "How the noise is removed", choices=tuple(SOLVERS))
     seed: int = option(0, "The seed of the first picture; the next ones count up", low=0, high=2**32 - 1)

@@ -75,7 +75,7 @@ def test_the_json_of_a_request_gives_it_back(request_of_two: GenerateRequest) ->
 
 
 def test_the_text_is_a1111s(tmp_path: Path) -> None:
-    request = GenerateRequest(prompt="a cat", negative="blue", steps=20, seed=5, solver="DPM++ 2M Karras")
+    request = GenerateRequest(prompt="a cat", negative="blue", guidance=7.0, seed=5)
     lines = parameters(request, (512, 768), model_hash="6ce0161689abcdef").split("\n")
     assert lines[:2] == ["a cat", "Negative prompt: blue"]
     assert lines[2].startswith(
@@ -102,6 +102,7 @@ def test_a_foreign_text_is_read_with_notes_on_the_rest() -> None:
         prompt="masterpiece, a cat\nsecond line",
         negative="bad hands,\nlowres",
         steps=25,
+        guidance=7.0,
         seed=965400086,
         width=512,
         height=768,

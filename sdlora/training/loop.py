@@ -162,18 +162,25 @@ class Loop:
 
     def _run(self, micro_batches: tuple[Step, ...]) -> None:
         """One optimizer step, with less memory or without a graph where it must be so."""
+        if self._fits(micro_batches):
+            return
+        self._captured = CapturedStep(self.session.train_step) if self._captured else None
+        self.session.train_step.forget()
+        runtime.release(self.machine.device)
+        text = "The device's memory did not suffice; activations are recomputed from now on."
+        self.session.tell(Notice(text=text, hint="The result is the same, the steps are slower."))
+        self._recompute()
+        self._run_fast(micro_batches)
+
+    def _fits(self, micro_batches: tuple[Step, ...]) -> bool:
+        # Apart from what follows a failure, because an error that is being handled holds on to its memory.
         try:
             self._run_fast(micro_batches)
         except torch.OutOfMemoryError:
             if self._recomputing:
                 raise
-            self._captured = CapturedStep(self.session.train_step) if self._captured else None
-            self.session.train_step.forget()
-            runtime.release(self.machine.device)
-            text = "The device's memory did not suffice; activations are recomputed from now on."
-            self.session.tell(Notice(text=text, hint="The result is the same, the steps are slower."))
-            self._recompute()
-            self._run_fast(micro_batches)
+            return False
+        return True
 
     def _run_fast(self, micro_batches: tuple[Step, ...]) -> None:
         runtime.seed(self.config.loop.seed, self.done)

@@ -3,16 +3,22 @@
 from collections import OrderedDict
 from pathlib import Path
 
+import torch
+
 from sdlora.contracts import Family
 from sdlora.errors import AdapterError
 from sdlora.network.codec import AdapterFile, Resolved
 
 
 class AdapterCache:
-    """Files resolved for one base, up to `limit` bytes of tensors. A file that changed is read anew."""
+    """Files resolved for one base, up to `limit` bytes on `device`; a changed file is read anew.
 
-    def __init__(self, family: Family, *, limit: int = 2 << 30) -> None:
+    On the base's own device a switch copies nothing; in main memory the device stays free.
+    """
+
+    def __init__(self, family: Family, *, limit: int = 2 << 30, device: torch.device | str = "cpu") -> None:
         self.limit = limit
+        self._device = device
         self._family = family
         self._held: OrderedDict[tuple[Path, int, int], tuple[Resolved, int]] = OrderedDict()
 
@@ -33,6 +39,8 @@ class AdapterCache:
         key = (path.resolve(), stamp.st_size, stamp.st_mtime_ns)
         if key not in self._held:
             resolved = AdapterFile.open(path).resolve(self._family)
+            for adapter in resolved.adapters.values():
+                adapter.to(self._device)
             self._held[key] = resolved, _bytes(resolved)
         self._held.move_to_end(key)
         while self.bytes > self.limit and len(self._held) > 1:

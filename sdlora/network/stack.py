@@ -111,12 +111,12 @@ class Patch:
         parameters = dict(module_of(self._family, layer).named_parameters(recurse=False))
         pristine = self._pristine.setdefault(layer, {n: p.detach().clone() for n, p in parameters.items()})
         for name, parameter in parameters.items():
-            total = pristine[name].float()
+            total = pristine[name].to(torch.float32, copy=True)
             for adapter, multiplier in parts:
                 # Every delta is that of the pristine weight, so that the order of a stack does not matter.
                 change = adapter.delta(pristine[name]) if name == "weight" else adapter.bias_delta()
                 if change is not None:
-                    total = total + multiplier * change.to(total)
+                    total.add_(change.to(total), alpha=multiplier)
             parameter.copy_(total)
         self._carried[layer] = parts
 

@@ -1,0 +1,196 @@
+"""What mixing costs on SDXL: a step with constant and with changing adapters, a switch, loading, merging.
+
+    python benchmarks/mixing/mixing.py [--device cuda] [--size sdxl|tiny] [--output results.json]
+
+The UNet has SDXL's true sizes and random weights; the adapters are rank 16 on all its attention layers, as
+sd-scripts trains them. Times are medians in milliseconds; a step is one UNet call with guidance at 1024x1024.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from sdlora.adapters.lora import Lora, LoraSpec
+from sdlora.contracts import Layer
+from sdlora.network.cache import AdapterCache
+from sdlora.network.change import Change
+from sdlora.network.codec import AdapterFile, save
+from sdlora.network.live import mixed
+from sdlora.network.merge import merge
+from sdlora.network.stack import Entry, Patch, stacked
+
+SIZES = {
+    "sdxl": {"widths": (320, 640, 1280), "depths": (1, 2, 10), "cross": 2048, "side": 128, "rank": 16},
+    "tiny": {"widths": (32, 64, 64), "depths": (1, 2, 3), "cross": 32, "side": 16, "rank": 4},
+}
+COUNTS = (1, 3, 8)
+
+
+@dataclass
+class Base:
+    """A UNet without what else makes a family."""
+
+    components: Mapping[str, nn.Module]
+    device: torch.device
+    dtype: torch.dtype
+    name: str = "sdxl"
+    title: str = "Stable Diffusion XL"
+    presets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def make_base(size: dict, device: torch.device, dtype: torch.dtype) -> Base:
+    """SDXL's UNet in that size, random weights drawn on the device."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            sample_size=size["side"],
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=size["widths"],
+            transformer_layers_per_block=size["depths"],
+            attention_head_dim=(5, 10, 20) if size["widths"][0] == 320 else 8,
+            cross_attention_dim=size["cross"],
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+            norm_num_groups=32 if size["widths"][0] == 320 else 8,
+        )
+    unet = unet.to_empty(device=device).to(dtype).requires_grad_(False).eval()
+    torch.manual_seed(0)
+    for parameter in unet.parameters():
+        parameter.normal_(std=0.02) if parameter.ndim > 1 else parameter.fill_(1.0)
+    return Base({"unet": unet}, device, dtype)
+
+
+def make_adapter(base: Base, path: Path, *, rank: int, seed: int) -> Path:
+    """A file of random adapters on the layers that sd-scripts trains."""
+    draw = torch.Generator().manual_seed(seed)
+    adapters = {}
+    for name, module in base.components["unet"].named_modules():
+        if ".attentions." in name and isinstance(module, nn.Linear):
+            lora = Lora.create(nn.Linear(module.in_features, module.out_features), LoraSpec(rank=rank), draw)
+            nn.init.normal_(lora.up, std=0.01, generator=draw)
+            adapters[Layer("unet", name)] = lora
+    save(path, adapters, family_name="sdxl")
+    return path
+
+
+def timed(call: Callable[[], object], device: torch.device, *, repeats: int) -> float:
+    """Median milliseconds of a call, the device's work included."""
+    times = []
+    for number in range(repeats + 2):
+        began = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if number >= 2:
+            times.append(1000 * (time.perf_counter() - began))
+    return statistics.median(times)
+
+
+@torch.no_grad()
+def steps(base: Base, files: list[Path], size: dict, *, repeats: int) -> dict[str, float]:
+    """A step without adapters, with constant ones and with changing ones."""
+    made = {"device": base.device, "dtype": base.dtype}
+    noisy = torch.randn(2, 4, size["side"], size["side"], **made)
+    text = torch.randn(2, 77, size["cross"], **made)
+    extra = {"text_embeds": torch.randn(2, 2816 - 6 * 256, **made), "time_ids": torch.zeros(2, 6, **made)}
+    unet = base.components["unet"]
+
+    def step() -> None:
+        unet(noisy, 500, encoder_hidden_states=text, added_cond_kwargs=extra)
+
+    timed(step, base.device, repeats=3 * repeats)  # until clocks and allocator have settled
+    found = {"none": timed(step, base.device, repeats=repeats)}
+    rising = Change(curve=((0.0, 0.0), (1.0, 1.0)))
+    for count in COUNTS:
+        with stacked(base, [Entry(file, 0.5) for file in files[:count]]):
+            found[f"constant {count}"] = timed(step, base.device, repeats=repeats)
+        entries = [Entry(file, 0.5, change=rising) for file in files[:count]]
+        with mixed(base, entries, latent_size=(size["side"],) * 2) as mix:
+
+            def at_step(mix=mix) -> None:
+                mix.at(1, 2)
+                step()
+
+            found[f"changing {count}"] = timed(at_step, base.device, repeats=repeats)
+    found["none again"] = timed(step, base.device, repeats=repeats)
+    return found
+
+
+def switching(base: Base, files: list[Path], *, repeats: int) -> dict[str, float]:
+    """From one adapter in memory to another, and reading one from disk."""
+    found = {}
+    for place in dict.fromkeys(("cpu", str(base.device))):
+        patch, turn = Patch(base, cache=AdapterCache(base, device=place)), iter(range(10_000))
+
+        def switch(patch=patch, turn=turn) -> None:
+            patch.apply([Entry(files[next(turn) % 2])])
+
+        found[f"switch, kept on {place}"] = timed(switch, base.device, repeats=repeats)
+        patch.restore()
+    found["load"] = timed(lambda: AdapterFile.open(files[0]).resolve(base), base.device, repeats=5)
+    found["bytes"] = files[0].stat().st_size
+    return found
+
+
+def merging(files: list[Path], folder: Path) -> dict[str, float]:
+    """Eight adapters into one on two threads of the CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    entries = [Entry(file, 0.5) for file in files]
+    found = {}
+    for method in ("concat", "svd"):
+        began = time.perf_counter()
+        merge(entries, output=folder / "merged.safetensors", method=method)
+        found[f"merge {len(files)} {method}"] = 1000 * (time.perf_counter() - began)
+    torch.set_num_threads(before)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--size", choices=SIZES, default="sdxl")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    device, size = torch.device(arguments.device), SIZES[arguments.size]
+    base = make_base(size, device, torch.float16 if device.type == "cuda" else torch.float32)
+    result: dict[str, object] = {
+        "size": arguments.size,
+        "device": arguments.device,
+        "torch": torch.__version__,
+    }
+    if device.type == "cuda":
+        result["device"] = torch.cuda.get_device_name(device)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = [make_adapter(base, folder / f"{n}.safetensors", rank=size["rank"], seed=n) for n in range(8)]
+        for part in (
+            lambda: switching(base, files, repeats=arguments.repeats),
+            lambda: steps(base, files, size, repeats=arguments.repeats),
+            lambda: merging(files, folder),
+        ):
+            result |= part()
+            print(json.dumps(result), flush=True)
+            if arguments.output:
+                arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -23,6 +23,11 @@ _NOTHING = empty(
     "No adapters yet",
     "Train one, drop .safetensors files above, or put them into models/Lora. Any trainer's will do.",
 )
+_COMPONENTS = {
+    "unet": "the UNet",
+    "text_encoder": "the text encoder",
+    "text_encoder_2": "the second text encoder",
+}
 _CHOOSE = empty("Choose an adapter", "Its base, rank, trigger words and origin are shown here.")
 
 
@@ -204,9 +209,7 @@ def _card(adapter: Adapter) -> str:
 
 
 def _facts(adapter: Adapter, info: AdapterInfo) -> list[tuple[str, str]]:
-    modules = ", ".join(
-        f"{count} in {component.replace('_', ' ')}" for component, count in info.modules.items()
-    )
+    modules = ", ".join(f"{count} in {_COMPONENTS.get(name, name)}" for name, count in info.modules.items())
     rows = [
         ("Made for", info.family_title),
         ("Kind", " and ".join(info.kinds) or "unknown"),

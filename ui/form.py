@@ -129,6 +129,8 @@ class Form(Generic[Tree]):
             return gr.Dropdown(
                 _with(self.sources[key], value), value=value, allow_custom_value=True, **common
             )
+        if key in self.lines:
+            return gr.Textbox(value, lines=self.lines[key], **common)
         if leaf.meta.choices:
             widget = gr.Radio if len(leaf.meta.choices) <= 4 else gr.Dropdown
             return widget([(_words(name), name) for name in leaf.meta.choices], value=value, **common)
@@ -149,7 +151,7 @@ _WIDGETS: dict[type, Callable[[Any, dict[str, Any]], Component]] = {  # Any: gra
     int: lambda value, common: gr.Number(value, **common),
     float: lambda value, common: gr.Number(value, **common),
     str: lambda value, common: gr.Textbox(value, **common),
-    tuple: lambda value, common: gr.Textbox(value, lines=3, **common),
+    tuple: lambda value, common: gr.Textbox(value, lines=3, elem_classes="wide", **common),
 }
 
 

@@ -53,11 +53,11 @@ class GenerateTab:
                 stack.choices(self.studio), value=None, label="Add an adapter", elem_id="add-adapter",
                 info="Or write <lora:name:0.8> into the prompt",
             )  # fmt: skip
-            with gr.Column(elem_classes="fields"):
-                self.form.draw("base", "width", "height", "count", "steps", "guidance")
             with gr.Row(elem_classes="actions"):
                 self.go = gr.Button("Generate", variant="primary", elem_id="generate-go", min_width=200)
                 self.cancel = gr.Button("Cancel", visible=False, elem_id="generate-cancel", min_width=120)
+            with gr.Column(elem_classes="fields narrow"):
+                self.form.draw("base", "width", "height", "count", "steps", "guidance")
             with gr.Accordion("More", open=False), gr.Column(elem_classes="fields"):
                 self.fresh = gr.Checkbox(
                     True,

@@ -68,6 +68,10 @@ class RunsTab:
             with gr.Column(elem_classes="box", min_width=300, scale=6):
                 gr.HTML("<h3>Loss</h3>")
                 self.loss = gr.HTML(elem_id="loss")
+        with gr.Column(elem_classes="box"):
+            self._files()
+
+    def _files(self) -> None:
         with gr.Accordion("Settings of this run", open=False):
             self.settings = gr.Code(
                 interactive=False, label="Settings", show_label=False, max_lines=30, elem_id="run-settings"

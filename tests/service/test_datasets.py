@@ -1,0 +1,56 @@
+"""Datasets by name: brought, looked at, changed, and nothing of them lost."""
+
+from pathlib import Path
+
+import pytest
+
+from sdlora.errors import DatasetError, UserError
+from sdlora.service.studio import Studio
+
+
+@pytest.fixture
+def balls(studio: Studio, image_folder: Path) -> str:
+    """A dataset of six pictures."""
+    name = studio.datasets.create("balls")
+    studio.datasets.add(name, sorted(image_folder.iterdir()))
+    return name
+
+
+def test_uploads_are_seen_with_captions_and_thumbnails(studio: Studio, balls: str) -> None:
+    view = studio.datasets.overview(balls)
+    assert [picture.item.caption for picture in view.pictures][:1] == ["a red ball, a black line"]
+    assert all(picture.thumbnail and picture.thumbnail.exists() for picture in view.pictures)
+    assert view.report is not None and view.report.captioned == 6
+
+
+def test_an_empty_dataset_says_what_is_missing(studio: Studio) -> None:
+    view = studio.datasets.overview(studio.datasets.create("new"))
+    assert view.report is None and view.problem
+
+
+def test_a_caption_is_written_beside_its_picture(studio: Studio, balls: str) -> None:
+    studio.datasets.set_caption(balls, "0-red.png", "${alert(1)} <b>")
+    assert (studio.datasets.folder(balls) / "0-red.txt").read_text() == "${alert(1)} <b>"
+    with pytest.raises(UserError):
+        studio.datasets.set_caption(balls, "../../evil.png", "x")
+
+
+def test_a_trigger_is_added_once(studio: Studio, balls: str) -> None:
+    studio.datasets.apply(studio.datasets.with_trigger(balls, "ohwx"))
+    assert studio.datasets.with_trigger(balls, "ohwx") == ()
+    assert studio.datasets.overview(balls).pictures[0].item.caption.startswith("ohwx")
+
+
+def test_a_removed_picture_comes_back_with_its_caption(studio: Studio, balls: str) -> None:
+    before = studio.datasets.overview(balls).pictures
+    place = studio.datasets.remove(balls, "0-red.png")
+    assert len(studio.datasets.overview(balls).pictures) == 5
+    studio.datasets.bring_back(balls, "0-red.png", place)
+    assert [p.item for p in studio.datasets.overview(balls).pictures] == [p.item for p in before]
+
+
+def test_a_folder_elsewhere_stays_where_it_is(studio: Studio, image_folder: Path) -> None:
+    name = studio.datasets.register(f'"{image_folder}"')
+    assert studio.datasets.folder(name) == image_folder
+    with pytest.raises(DatasetError, match="no folder"):
+        studio.datasets.register("/nowhere/at/all")

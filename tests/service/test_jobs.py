@@ -1,0 +1,82 @@
+"""Drawing and merging happen in a child; what goes wrong there is an error of that request only."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from sdlora.errors import AdapterError
+from sdlora.generation.request import GenerateRequest
+from sdlora.service.jobs import Job
+from sdlora.service.studio import Entry, Studio
+from tests.conftest import TinyModel
+from tests.network.test_stack import saved
+
+SECONDS = 120.0  # far more than a request needs; a hang must end
+
+
+@pytest.fixture
+def adapter(studio: Studio, tmp_path: Path, tiny_sd1: TinyModel) -> Path:
+    return studio.library.add(saved(tiny_sd1.family, tmp_path / "ink.safetensors")).path
+
+
+def request(**changes: object) -> GenerateRequest:
+    return GenerateRequest.of({"prompt": "a red cat", "steps": 2, "seed": 7, **changes})
+
+
+def drawn(studio: Studio, asked: GenerateRequest) -> Job:
+    return studio.jobs.wait(studio.generate(asked).number, SECONDS)
+
+
+def test_pictures_are_files_that_restore_their_request(studio: Studio, adapter: Path) -> None:
+    job = drawn(studio, request(prompt="a red cat <lora:ink:0.5>", count=2))
+    assert (job.state, len(job.files)) == ("done", 2), job.error
+    assert studio.history.pictures() == tuple(reversed(job.files))
+    restored = studio.restore(job.files[1]).request
+    assert (restored.prompt, restored.seed, restored.stack) == ("a red cat", 8, (Entry(adapter, 0.5),))
+
+
+def test_a_failed_request_is_told_in_words_and_the_next_one_works(studio: Studio) -> None:
+    failed = drawn(studio, request(base="no-such-model"))
+    assert failed.state == "failed" and "no-such-model" in failed.error
+    assert drawn(studio, request()).state == "done"
+
+
+def test_a_killed_worker_fails_its_request_only(studio: Studio) -> None:
+    job = studio.generate(request(steps=1000))
+    while studio.jobs.wait(job.number, 0.05).step == 0:
+        pass
+    process = studio.jobs._worker._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    ended = studio.jobs.wait(job.number, SECONDS)
+    assert ended.state == "failed" and "ended" in ended.error
+    assert drawn(studio, request()).state == "done"
+
+
+def test_a_cancelled_request_ends_soon_and_is_no_failure(studio: Studio) -> None:
+    job = studio.generate(request(steps=1000))
+    waiting = studio.generate(request())
+    while studio.jobs.wait(job.number, 0.05).step == 0:
+        pass
+    studio.jobs.cancel(waiting.number)
+    studio.jobs.cancel(job.number)
+    began = time.monotonic()
+    assert studio.jobs.wait(job.number, SECONDS).state == "cancelled"
+    assert time.monotonic() - began < 20
+    assert studio.jobs.wait(waiting.number, SECONDS).state == "cancelled"
+
+
+def test_an_adapter_that_is_not_there_is_told_before_anything_is_drawn(studio: Studio) -> None:
+    with pytest.raises(AdapterError, match="nobody"):
+        studio.generate(request(prompt="a cat <lora:nobody:1>"))
+
+
+def test_merging_makes_a_file_of_the_library(studio: Studio, adapter: Path) -> None:
+    job = studio.jobs.wait(
+        studio.merge([Entry(adapter, 0.5), Entry(adapter, 0.25)], name="both").number, SECONDS
+    )
+    assert job.state == "done", job.error
+    assert {found.name for found in studio.library.adapters()} == {"ink", "both"}

@@ -1,0 +1,103 @@
+"""The whole way through the product, by a person with a browser: bring, caption, train, mix, restore."""
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conftest import TinyModel
+from tests.network.test_stack import saved
+from tests.ui.conftest import Server, open_tab, visit
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+PATIENCE = 90_000  # milliseconds; two busy cores train and draw meanwhile
+NASTY = "${document.title='owned'} {{value}} <img src=x onerror=\"document.title='owned'\"> \\u0041`"
+
+
+def field(page: "Page", path: str) -> str:
+    return f"[id='opt-{path}'] :is(input, textarea)"
+
+
+def test_1_pictures_are_brought_and_captions_written(
+    page: "Page", server: Server, image_folder: Path
+) -> None:
+    page.locator("#new-dataset :is(input, textarea)").fill("balls")
+    page.get_by_role("button", name="Create", exact=True).click()
+    page.get_by_text("balls is there").wait_for()
+    page.set_input_files("#upload input[type=file]", sorted(image_folder.iterdir()))
+    page.locator(".picture").nth(5).wait_for()
+    caption = page.get_by_label("Caption of 0-red.png")
+    caption.fill(NASTY)
+    page.get_by_label("Caption of 1-green.png").focus()
+    page.get_by_text("Saved", exact=True).wait_for()
+    assert (server.home / "datasets/balls/0-red.txt").read_text() == NASTY
+    page.reload()
+    page.locator(".picture").nth(5).wait_for()
+    assert page.get_by_label("Caption of 0-red.png").input_value() == NASTY
+    assert "owned" not in page.title()
+
+
+def test_2_the_base_is_trained_and_the_run_outlives_page_and_server(page: "Page", server: Server) -> None:
+    page.get_by_role("button", name="Train with this dataset").click()
+    page.get_by_text("It fits").wait_for()
+    page.locator(field(page, "output.name")).fill("ink")
+    page.locator(field(page, "loop.steps")).fill("-3")
+    page.get_by_role("button", name="Start training").wait_for()
+    page.locator("#plan .bad").wait_for()
+    page.locator(field(page, "loop.steps")).fill("12")
+    page.get_by_text("It fits").wait_for()
+    page.get_by_role("button", name="Start training").click()
+    page.locator("#run-head").get_by_text("ink", exact=False).first.wait_for()
+    server.kill()
+    server.start()
+    visit(page, server, "?tab=runs")
+    page.locator("#run-head .badge.finished").wait_for(timeout=PATIENCE)
+    assert page.locator("#previews img").count() >= 2
+    page.locator("#loss svg").wait_for()
+
+
+def test_3_two_adapters_are_mixed_and_the_picture_restores_the_form(
+    page: "Page", server: Server, tiny_sd1: TinyModel, tmp_path: Path
+) -> None:
+    other = saved(tiny_sd1.family, tmp_path / "wash.safetensors")
+    open_tab(page, "Adapters")
+    page.set_input_files("#add-files input[type=file]", other)
+    page.get_by_text("wash is in the library").wait_for()
+    page.get_by_role("button", name="Use in Generate").click()
+    weight = page.get_by_label("Weight of wash", exact=True)
+    weight.fill("0.5")
+    page.locator(field(page, "prompt")).fill("a red cat <lora:ink:0.8:0.6>")
+    page.locator(field(page, "steps")).fill("3")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.locator("#results img").wait_for(timeout=PATIENCE)
+    (picture,) = (server.home / "outputs").rglob("*.png")
+    visit(page, server, "?tab=generate")
+    assert page.locator(field(page, "prompt")).input_value() == ""
+    page.set_input_files("#restore input[type=file]", picture)
+    page.get_by_text("its seed included").wait_for()
+    assert page.locator(field(page, "prompt")).input_value() == "a red cat"
+    assert page.locator(field(page, "steps")).input_value() == "3"
+    assert page.get_by_label("Weight of wash", exact=True).input_value() == "0.5"
+    assert page.get_by_label("Weight of ink", exact=True).input_value() == "0.6"
+    assert page.get_by_label("Text encoder weight of ink").input_value() == "0.8"
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.locator("#results img").wait_for(timeout=PATIENCE)
+    first, second = sorted((server.home / "outputs").rglob("*.png"), key=os.path.getmtime)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_4_an_error_is_told_in_words(page: "Page", server: Server, tmp_path: Path) -> None:
+    (tmp_path / "evil.ckpt").write_bytes(b"x")
+    open_tab(page, "Adapters")
+    page.set_input_files("#add-files input[type=file]", tmp_path / "evil.ckpt")
+    page.get_by_text("pickle file").wait_for()
+    open_tab(page, "Generate")
+    page.locator(field(page, "prompt")).fill("a cat <lora:nobody:1>")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.get_by_text(re.compile("no adapter called .nobody")).first.wait_for()
+    assert "Traceback" not in page.content()

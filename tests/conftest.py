@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # workers side by side must not spin
 os.environ.pop("SDLORA_HOME", None)
 
 

@@ -24,6 +24,10 @@ COMMANDS = {
     "generate": "draw pictures with any number of adapters",
     "inspect": "tell what an adapter file holds",
     "merge": "make one adapter file of several",
+    "resize": "change the rank of an adapter",
+    "extract": "make an adapter of what a tuned model learned",
+    "bake": "add adapters to a model for good",
+    "compare": "tell how two adapters get along",
     "options": "list every option of a run",
     "ui": "start the web page",
     "worker": argparse.SUPPRESS,
@@ -32,8 +36,8 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. The exit code is 0 only on success, 2 for a person's mistake, 130 when cancelled."""
-    # OpenMP's threads sleep while they wait. Spinning ones starve each other on a machine that has other work:
-    # 20 sampling steps took 41 s beside other programs, and 7 to 9 s so. Read when torch is loaded.
+    # OpenMP threads that spin while they wait starve each other on a machine that has other work:
+    # 20 sampling steps took 41 s, and 7 to 9 s with threads that sleep. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in words

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdlora.errors import AdapterError
+from sdlora.home import Home
 
 if TYPE_CHECKING:
+    from sdlora.contracts import Family
     from sdlora.network.stack import Entry
 
 
@@ -23,7 +25,17 @@ def parse(text: str, *, folders: tuple[Path, ...] = ()) -> "Entry":
         if not colon or (number := _number(tail)) is None:
             break
         name, weights = head, [number, *weights]
-    return Entry(_find(name, folders), *weights)
+    weight, text_weight = (weights or [1.0])[0], weights[1] if len(weights) == 2 else None
+    return Entry(_find(name, folders), weight, text_weight)
+
+
+def load(model: str, home: Home) -> "Family":
+    """The base model on the CPU in fp32, for arithmetic on its weights. Raises ModelError."""
+    import torch
+
+    from sdlora.loading import load_family
+
+    return load_family(model, device="cpu", dtype=torch.float32, roots=[home.models])
 
 
 def _find(name: str, folders: tuple[Path, ...]) -> Path:

@@ -1,27 +1,46 @@
 """Make one adapter file that does what a stack of several does.
 
-sdlora merge style.safetensors:0.8 character.safetensors:0.5 --output both.safetensors
+  sdlora merge style.safetensors:0.8 character.safetensors:0.5 --output both.safetensors
+
+`concat` is the stack itself, exactly, and its ranks add up; `svd` is the closest adapter of a smaller rank;
+`ties` and `dare` thin out the deltas, so that several adapters get into each other's way less.
 """
 
 import argparse
 from pathlib import Path
 
 from sdlora.commands import entries
+from sdlora.commands.written import add_dtype, told
 from sdlora.home import Home
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "adapters", nargs="+", metavar="FILE[:WEIGHT[:TEXT_WEIGHT]]", help="what is merged, and how strongly"
-    )
+    word = "FILE[:WEIGHT[:TEXT_WEIGHT]]"
+    parser.add_argument("adapters", nargs="+", metavar=word, help="what is merged, and how strongly")
     parser.add_argument("--output", type=Path, required=True, help="the file that is made")
-    parser.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), default="fp16", help="its number format")
+    parser.add_argument("--method", choices=("concat", "svd", "ties", "dare"), default="concat")
+    parser.add_argument(
+        "--rank", type=int, default=0, help="of svd, ties and dare; 0 is the largest of the parts"
+    )
+    parser.add_argument(
+        "--density", type=float, default=0.5, help="part of the values that ties and dare keep"
+    )
+    parser.add_argument("--base", help="needed for kinds other than LoRA: the model they were made for")
+    add_dtype(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from sdlora.network.merge import merge
 
-    stack = [entries.parse(text, folders=(Home.default().adapters,)) for text in arguments.adapters]
-    merge(stack, output=arguments.output, dtype=arguments.dtype)
-    print(arguments.output)
+    home = Home.default()
+    written = merge(
+        [entries.parse(text, folders=(home.adapters,)) for text in arguments.adapters],
+        output=arguments.output,
+        method=arguments.method,
+        rank=arguments.rank,
+        density=arguments.density,
+        dtype=arguments.dtype,
+        family=entries.load(arguments.base, home) if arguments.base else None,
+    )
+    print(told(written))
     return 0

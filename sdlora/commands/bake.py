@@ -1,0 +1,32 @@
+"""Add adapters to a model for good, as a model folder of its own for tools that know no adapters.
+
+sdlora bake style.safetensors:0.8 --base models/base --output models/base-with-style
+"""
+
+import argparse
+from pathlib import Path
+
+from sdlora.commands import entries
+from sdlora.home import Home
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    word = "FILE[:WEIGHT[:TEXT_WEIGHT]]"
+    parser.add_argument("adapters", nargs="+", metavar=word, help="what is baked in, and how strongly")
+    parser.add_argument(
+        "--base", default="builtin", help="the model: builtin or a folder in diffusers' layout"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="the folder that is made")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from sdlora.network.bake import bake
+
+    home = Home.default()
+    stack = [entries.parse(text, folders=(home.adapters,)) for text in arguments.adapters]
+    reports = bake(entries.load(arguments.base, home), stack, output=arguments.output)
+    for report in reports:
+        layers = ", ".join(f"{count} layers of {name}" for name, count in report.layers.items())
+        print(f"{report.entry.file}: {layers}")
+    print(arguments.output)
+    return 0

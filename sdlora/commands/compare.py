@@ -1,0 +1,51 @@
+"""Tell how two adapters get along before you stack them.
+
+  sdlora compare style.safetensors:0.8 character.safetensors --pictures similarity/
+
+`cosine` says whether their changes pull the same way; `energy` is 1 where they do not meet, towards 2 where
+they do the same twice (a burnt picture) and towards 0 where they cancel; `overlap` is what their leading
+directions share. The pictures show the subspace similarity of LoRA (Hu et al. 2021), sec. 7.2, by layer.
+"""
+
+import argparse
+from pathlib import Path
+
+from sdlora.commands import entries
+from sdlora.home import Home
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    for name in ("first", "second"):
+        parser.add_argument(name, metavar="FILE[:WEIGHT[:TEXT_WEIGHT]]", help=f"the {name} adapter")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="write a heatmap and a CSV a layer")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from sdlora.network.measure import balanced, conflict
+
+    folders = (Home.default().adapters,)
+    pair = [entries.parse(text, folders=folders) for text in (arguments.first, arguments.second)]
+    found = conflict(*pair)
+    print(f"cosine {found.cosine:+.3f}  energy {found.energy:.3f}  overlap {found.overlap:.3f}")
+    for block, cosine in found.blocks.items():
+        print(f"  {block:<6}{cosine:+.3f}")
+    weights = "  ".join(f"{entry.file.stem}:{entry.weight:.2f}" for entry in balanced(pair))
+    print(f"no stronger together than the stronger one alone: {weights}")
+    if arguments.pictures:
+        _draw(pair[0].file, pair[1].file, arguments.pictures)
+        print(arguments.pictures)
+    return 0
+
+
+def _draw(first: Path, second: Path, folder: Path) -> None:
+    from sdlora.files import replacing, write_atomic
+    from sdlora.network.measure import similarities
+    from sdlora.network.picture import heatmap, table
+
+    for layer, phi in similarities(first, second).items():
+        name = f"{layer.component}.{layer.path}"
+        with replacing(folder / f"{name}.png") as temporary:
+            heatmap(phi, title=name).save(temporary, format="PNG")
+        header = ["i / j", *range(1, phi.shape[1] + 1)]
+        rows = [[i, *row] for i, row in enumerate(phi.tolist(), start=1)]
+        write_atomic(folder / f"{name}.csv", table(rows, header=[str(word) for word in header]))

@@ -1,0 +1,36 @@
+"""Change the rank of an adapter, keeping as much of it as that rank can hold.
+
+sdlora resize big.safetensors --rank 8 --output small.safetensors
+sdlora resize big.safetensors --energy 0.98 --output small.safetensors   (each layer as it needs)
+"""
+
+import argparse
+from pathlib import Path
+
+from sdlora.commands.written import add_dtype, told
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="the adapter")
+    parser.add_argument("--output", type=Path, required=True, help="the file that is made")
+    parser.add_argument("--rank", type=int, default=0, help="at most this; 0 is no limit")
+    parser.add_argument("--energy", type=float, default=1.0, help="part of each layer's energy that is kept")
+    parser.add_argument(
+        "--ratio", type=float, default=0.0, help="drop singular values below the largest / RATIO"
+    )
+    add_dtype(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from sdlora.network.resize import resize
+
+    written = resize(
+        arguments.file,
+        output=arguments.output,
+        rank=arguments.rank,
+        energy=arguments.energy,
+        ratio=arguments.ratio,
+        dtype=arguments.dtype,
+    )
+    print(told(written))
+    return 0

@@ -62,7 +62,7 @@ class Page:
         blocks.load(
             told(self._open),
             self.datasets.base,
-            [self.tabs, *self.datasets.shown, *generate.refreshed],
+            [self.tabs, *self.datasets.shown, *generate.refreshed, *self.runs.shown],
             **_QUIET,
         )
         self.datasets.train.click(
@@ -91,7 +91,12 @@ class Page:
         """What a fresh or reloaded page shows; `/?tab=runs` opens a tab."""
         wanted = request.query_params.get("tab", "")
         tab = {self.tabs: gr.Tabs(selected=wanted)} if wanted else {}
-        return {**tab, **self.datasets.refresh(None, base), **self.generate.start_over()}
+        return {
+            **tab,
+            **self.datasets.refresh(None, base),
+            **self.generate.start_over(),
+            **self.runs.show(""),
+        }
 
     def _to_train(self, name: str) -> Updates:
         return {self.tabs: gr.Tabs(selected="train"), **self.train.sources(name)}

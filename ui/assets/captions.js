@@ -27,7 +27,6 @@ const save = (name, card) => {
   const item = props.value.items.find((each) => each.name === name);
   const caption = card.text.value;
   if (!item || caption === item.caption) return;
-  item.caption = caption;
   card.state.textContent = "Saving…";
   trigger("edit", { name: item.name, caption });
 };
@@ -41,6 +40,8 @@ const move = (event, name) => {
   if (next) { next.text.focus(); next.node.scrollIntoView({ block: "nearest" }); }
 };
 
+const remarks = (item) => item.notes.map((text) => h("p", { class: "warn" }, text));
+
 const build = (item) => {
   const card = {};
   card.text = h("textarea", {
@@ -49,6 +50,7 @@ const build = (item) => {
   });
   card.text.value = item.caption;
   card.state = h("span", { class: "state", role: "status" });
+  card.notes = h("div", { class: "notes" }, remarks(item));
   card.node = h("li", { class: "picture" },
     h("img", { src: item.thumb, loading: "lazy", alt: "", width: 96, height: 96 }),
     h("div", { class: "body" },
@@ -59,7 +61,7 @@ const build = (item) => {
           onclick: () => trigger("delete", { name: item.name }),
         }, "Remove")),
       card.text,
-      item.notes.map((text) => h("p", { class: "warn" }, text))));
+      card.notes));
   return card;
 };
 
@@ -79,6 +81,7 @@ const refresh = () => {
     const card = cards.get(item.name);
     const editing = document.activeElement === card.text;
     if (!editing && card.text.value !== item.caption) card.text.value = item.caption;
+    card.notes.replaceChildren(...remarks(item));
     if (card.state.textContent === "Saving…") card.state.textContent = "Saved";
   }
 };
@@ -86,7 +89,7 @@ const refresh = () => {
 const draw = () => {
   const value = props.value;
   if (!value || !value.items.length) { known = ""; return show(); }
-  const signature = JSON.stringify([value.dataset, value.items.map((item) => [item.name, item.thumb, item.notes])]);
+  const signature = JSON.stringify([value.dataset, value.items.map((item) => [item.name, item.thumb])]);
   if (signature === known) { refresh(); return filter(); }
   known = signature;
   cards = new Map(value.items.map((item) => [item.name, build(item)]));

@@ -71,16 +71,19 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
+LOOK_SECONDS = 0.5  # `is_locked` holds a lock for an instant to look; that is not being busy
+
+
 @contextmanager
 def held_lock(path: Path, busy: UserError) -> Iterator[None]:
     """Holds the operating system's lock on `path`; it is freed even when the process is killed.
 
-    Raises `busy` at once when another process holds it.
+    Raises `busy` when another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=LOOK_SECONDS)
     except Timeout:
         raise busy from None
     except OSError as error:

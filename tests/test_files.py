@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -91,3 +92,21 @@ def test_links_and_dots_do_not_lead_outside(tmp_path: Path) -> None:
 )
 def test_safe_names(text: str, name: str) -> None:
     assert safe_name(text) == name
+
+
+def test_looking_at_a_lock_does_not_make_it_busy(tmp_path: Path) -> None:
+    lock, stop = tmp_path / "lock", threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            is_locked(lock)
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    try:
+        for _ in range(50):
+            with held_lock(lock, RunError("busy")):
+                pass
+    finally:
+        stop.set()
+        looker.join()

@@ -28,6 +28,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises StorageError when the disk is full or the folder cannot be written.
     """
+    if path.exists() and not path.is_file():
+        raise StorageError(f"{path} is no file that can be replaced.", "Choose another name.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -23,7 +23,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="this system has no /dev/full")
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     with (
@@ -33,6 +33,13 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     ):
         file.write(b"x" * 100_000)
     assert not path.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/null").is_char_device(), reason="this system has no /dev/null")
+def test_a_device_is_never_replaced() -> None:
+    with pytest.raises(StorageError, match="is no file"):
+        write_atomic(Path("/dev/null"), "x")
+    assert Path("/dev/null").is_char_device()
 
 
 def test_a_folder_in_the_way_is_one_sentence(tmp_path: Path) -> None:

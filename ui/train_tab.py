@@ -40,6 +40,8 @@ class TrainTab:
         self.studio = studio
         self.form = Form(TrainConfig, sources=_sources(studio))
         self._layout()
+        for component, update in self._choose(_FIRST, "style", "builtin").items():
+            component.value = update["value"]
         self.checked = [self.plan, self.start, self.toml]
         self.form.connect()
         self._connect()
@@ -102,13 +104,13 @@ class TrainTab:
 
     def _connect(self) -> None:
         every = self.form.components
-        subject = every[SUBJECT]
+        recipe = [self.preset, every[SUBJECT], every["base.model"]]
         gr.on(
             [component.change for component in every.values()], told(self.check), None, self.checked,
             inputs_kwargs=every, trigger_mode="always_last", **_QUIET,
         )  # fmt: skip
         gr.on(
-            [self.preset.select, subject.select], told(self._choose), [self.preset, subject],
+            [component.select for component in recipe], told(self._choose), recipe,
             list(every.values()), **_QUIET,
         )  # fmt: skip
         self.load.upload(told(self._load), self.load, list(every.values()), **_QUIET)
@@ -142,8 +144,8 @@ class TrainTab:
         """The settings of the run called `name`."""
         return self.form.show_config(self.studio.runs.config(name))
 
-    def _choose(self, name: str, subject: str) -> Updates:
-        return self.form.show(preset(name, subject=subject))
+    def _choose(self, name: str, subject: str, model: str) -> Updates:
+        return self.form.show(preset(name, subject=subject, model=model))
 
     def _load(self, file: str) -> Updates:
         text = Path(file).read_text(encoding="utf-8", errors="replace")

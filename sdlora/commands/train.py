@@ -1,7 +1,7 @@
 """Teach the base a folder of images.
 
-Everything not said keeps its default, or comes from --preset and then --config; options of the tree
-(`sdlora options` lists them) win over both:
+Everything not said comes from --preset (balanced, if there is no --config either), then from --config;
+options of the tree (`sdlora options` lists them) win over both:
 
   sdlora train datasets/ink-style --output ink.safetensors --loop.steps 400 --adapter.rank 16
 
@@ -10,7 +10,7 @@ Ctrl-C stops after the present step and saves; `sdlora resume RUN` goes on exact
 
 import argparse
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", help="builtin, a folder, a .safetensors file or a Hub id")
     parser.add_argument("--output", type=Path, help="where the adapter is put as well, e.g. my.safetensors")
     parser.add_argument("--config", type=Path, help="a TOML file of options")
-    parser.add_argument("--preset", help="quick, balanced or thorough")
+    parser.add_argument("--preset", help="quick, balanced or thorough; balanced without --config")
     parser.add_argument("--run", type=Path, help="the run's folder; a new one under runs/ when not given")
     parser.add_argument("--json", action="store_true", help="events as JSON lines on standard output")
     parser.set_defaults(options={})
@@ -60,6 +60,7 @@ def configuration(arguments: argparse.Namespace) -> "TrainConfig":
     """
     from sdlora import options
     from sdlora.config import TrainConfig
+    from sdlora.presets import preset
 
     values: dict[str, object] = {}
     if arguments.config:
@@ -73,7 +74,11 @@ def configuration(arguments: argparse.Namespace) -> "TrainConfig":
     values.update(arguments.options)
     if not values.get("data.folder"):
         raise ConfigError("No dataset was named.", "Give a folder of images: sdlora train FOLDER.")
-    return options.build(TrainConfig, {**_preset(arguments.preset, values), **values})
+    subject, model = str(values.get("output.subject", "style")), str(values.get("base.model", "builtin"))
+    recipe = {} if arguments.config else preset("balanced", subject=subject, model=model)
+    if arguments.preset:
+        recipe = preset(arguments.preset, subject=subject, model=model)
+    return options.build(TrainConfig, {**recipe, **values})
 
 
 def follow(job: "Run", *, output: Path | None, as_json: bool) -> int:
@@ -109,14 +114,6 @@ def _stopping(job: "Run") -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _preset(name: str | None, values: Mapping[str, object]) -> Mapping[str, object]:
-    if name is None:
-        return {}
-    from sdlora.presets import preset
-
-    return preset(name, subject=str(values.get("output.subject", "style")))
 
 
 def _dataset(text: str) -> Path:

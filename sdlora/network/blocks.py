@@ -22,6 +22,12 @@ LISTS: Mapping[int, tuple[str, ...]] = MappingProxyType(
         26: ("BASE", *_IN, "MID", *_OUT),  # SD 1.x and 2.x, all
     }
 )
+_SD = {
+    "composition": ("IN07", "IN08", "MID", "OUT03"),
+    "content": ("OUT04", "OUT05"),
+    "style": ("OUT06", "OUT07", "OUT08"),
+    "detail": ("IN01", "IN02", "IN04", "IN05", "OUT09", "OUT10", "OUT11"),
+}
 # B-LoRA (Frenkel et al. 2024): in SDXL the first up-block with attention holds content, the second style.
 PARTS: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
@@ -31,12 +37,8 @@ PARTS: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
             "style": ("OUT01",),
             "detail": ("IN04", "IN05", "OUT02", "OUT03", "OUT04", "OUT05"),
         },
-        "sd1": {
-            "composition": ("IN07", "IN08", "MID", "OUT03"),
-            "content": ("OUT04", "OUT05"),
-            "style": ("OUT06", "OUT07", "OUT08"),
-            "detail": ("IN01", "IN02", "IN04", "IN05", "OUT09", "OUT10", "OUT11"),
-        },
+        "sd1": _SD,
+        "sd2": _SD,
     }
 )
 """Family -> part that a person can name -> blocks. Rules of thumb, the SDXL ones from B-LoRA."""

@@ -74,7 +74,8 @@ def parse_curve(text: str) -> Curve:
                 "Write weight@fraction of the steps, such as 0@0,1@0.5.",
             )
         points.append((float(match[2]), float(match[1])))
-    return tuple(sorted(points))
+    # two points at one fraction are a jump, in the order that they are written
+    return tuple(sorted(points, key=lambda point: point[0]))
 
 
 def window(start: float, end: float) -> Curve:

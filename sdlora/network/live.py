@@ -19,7 +19,6 @@ from sdlora.adapters.lora import Lora
 from sdlora.contracts import Adapter, Family, Layer
 from sdlora.layers import response
 from sdlora.network.attach import module_of
-from sdlora.network.codec import AdapterFile
 from sdlora.network.merge import concat
 from sdlora.network.stack import Applied, Entry, Patch, report
 
@@ -41,19 +40,23 @@ class Mix:
 
 
 @contextmanager
-def mixed(family: Family, entries: Sequence[Entry], *, latent_size: tuple[int, int]) -> Iterator[Mix]:
+def mixed(
+    family: Family, entries: Sequence[Entry], *, latent_size: tuple[int, int], patch: Patch | None = None
+) -> Iterator[Mix]:
     """Inside, the family carries every entry, as it is at step 0; after it, bit for bit as before.
 
     Constant entries, and all text encoders, are patched; what changes in the UNet runs beside it.
-    `latent_size` is height and width of the latents, for regions. Raises AdapterError as `stacked` does.
+    `latent_size` is height and width of the latents, for regions. What a given `patch` wrote stays, so that
+    the next stack writes only what differs; its owner restores it. Raises AdapterError as `stacked` does.
     """
     changing = [entry for entry in entries if not entry.change.constant]
-    resolved = {entry: AdapterFile.open(entry.file).resolve(family) for entry in changing}
+    used = Patch(family) if patch is None else patch
+    resolved = {entry: used.cache.resolve(entry.file) for entry in changing}
     live = Live(family, changing, [resolved[e].adapters for e in changing], latent_size) if changing else None
-    patch, handles = Patch(family), []
+    handles: list[Any] = []  # Any: torch's handles, whose type is private
     try:
         patched = [entry.only_text() if entry in resolved else entry for entry in entries]
-        reports = patch.apply(patched)
+        reports = used.apply(patched)
         if live is not None:
             live.at(0, 1)
             handles = live.attach()
@@ -61,7 +64,8 @@ def mixed(family: Family, entries: Sequence[Entry], *, latent_size: tuple[int, i
     finally:
         for handle in handles:
             handle.remove()
-        patch.restore()
+        if patch is None:
+            used.restore()
 
 
 class Live:

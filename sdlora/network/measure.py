@@ -14,11 +14,12 @@ from torch import Tensor
 
 from sdlora.adapters.lora import Lora
 from sdlora.contracts import Layer
+from sdlora.errors import AdapterError
 from sdlora.network.blocks import block_of
 from sdlora.network.codec import AdapterFile
-from sdlora.network.loose import loras
+from sdlora.network.loose import loras, shape_of
 from sdlora.network.spectrum import of_lora, whole_down
-from sdlora.network.stack import Entry
+from sdlora.network.stack import Entry, check_constant
 
 
 @dataclass(frozen=True)
@@ -65,18 +66,17 @@ def similarity(first: Lora, second: Lora, *, largest: int = 64) -> Tensor:
 
 def similarities(first: Path, second: Path, *, largest: int = 64) -> dict[Layer, Tensor]:
     """`similarity` of every layer that both files hold."""
-    one, two = (loras(AdapterFile.open(path)) for path in (first, second))
-    return {layer: similarity(one[layer], two[layer], largest=largest) for layer in one if layer in two}
+    return {layer: similarity(*pair, largest=largest) for layer, pair in _shared(first, second).items()}
 
 
 def conflict(first: Entry, second: Entry, *, leading: int = 8) -> Conflict:
-    """How two entries of a stack get along. Raises AdapterError for anything but LoRA."""
-    one, two = (loras(AdapterFile.open(entry.file)) for entry in (first, second))
+    """How two constant entries of a stack get along. Raises AdapterError for anything but LoRA."""
+    check_constant((first, second))
     crossed: dict[str, float] = {}
     own: dict[str, tuple[float, float]] = {}
     overlaps = []
-    for layer in one.keys() & two.keys():
-        a, b, block = one[layer], two[layer], block_of(layer) or "other"
+    for layer, (a, b) in _shared(first.file, second.file).items():
+        block = block_of(layer) or "other"
         by = first.weight_at(layer), second.weight_at(layer)
         crossed[block] = crossed.get(block, 0.0) + by[0] * by[1] * inner(a, b)
         before = own.get(block, (0.0, 0.0))
@@ -127,6 +127,19 @@ def inner(first: Lora, second: Lora) -> float:
 
 
 _ORDER = {"BASE": 0, "IN": 1, "MID": 2, "OUT": 3}
+
+
+def _shared(first: Path, second: Path) -> dict[Layer, tuple[Lora, Lora]]:
+    """The layers that both files change. Raises AdapterError when they are for different bases."""
+    one, two = (AdapterFile.open(path) for path in (first, second))
+    left, right = loras(one), loras(two)
+    pairs = {layer: (left[layer], right[layer]) for layer in left if layer in right}
+    if any(shape_of(a) != shape_of(b) for a, b in pairs.values()):
+        raise AdapterError(
+            f"{first} was made for {one.detected.title}, {second} for {two.detected.title}.",
+            "Only adapters of one base family can be compared.",
+        )
+    return pairs
 
 
 def _directions(lora: Lora) -> Tensor:

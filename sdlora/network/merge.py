@@ -9,6 +9,7 @@ Deltas are what is added, never factors: (B1 + B2)(A1 + A2) would hold cross ter
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,13 @@ from torch import Tensor
 
 from sdlora.adapters.lora import Lora
 from sdlora.contracts import Adapter, Family, Layer
-from sdlora.errors import AdapterError
+from sdlora.errors import AdapterError, ConfigError
 from sdlora.network.attach import module_of
 from sdlora.network.codec import AdapterFile, save
 from sdlora.network.info import short_hash
 from sdlora.network.loose import loras, shape_of
 from sdlora.network.spectrum import of_matrix, of_product, whole_down
-from sdlora.network.stack import Entry
+from sdlora.network.stack import Entry, check_constant
 
 Method = Literal["concat", "svd", "ties", "dare"]
 METHODS: tuple[Method, ...] = ("concat", "svd", "ties", "dare")
@@ -69,8 +70,12 @@ def merge(
     """`output` is one LoRA file that does what the stack of `entries` does.
 
     `rank` 0 is the largest rank of a layer's parts; `density` is the part of values that ties and dare keep.
-    Kinds other than LoRA need their `family`. Raises AdapterError when files are for different families.
+    Kinds other than LoRA need their `family`. Raises AdapterError when files are for different families,
+    or an entry changes while sampling.
     """
+    check_constant(entries)
+    check_range("rank", rank, low=0)
+    check_range("density", density, low=0, high=1)
     files = [AdapterFile.open(entry.file) for entry in entries]
     family_name = _common_family(files, family)
     parts: dict[Layer, list[Part]] = {}
@@ -111,6 +116,13 @@ def dare(deltas: Sequence[Tensor], density: float, *, seed: int) -> Tensor:
         mask = torch.rand(delta.shape, generator=generator) < density
         total = total + torch.where(mask.to(delta.device), delta / density, 0)
     return total
+
+
+def check_range(name: str, value: float, *, low: float, high: float = math.inf) -> None:
+    """Raises ConfigError, which names the value, unless it is from `low` to `high`."""
+    if not low <= value <= high:
+        allowed = f"from {low:g} to {high:g}" if high < math.inf else f"at least {low:g}"
+        raise ConfigError(f"{name} = {value:g} is out of range.", f"Allowed: {allowed}.")
 
 
 def _merged(

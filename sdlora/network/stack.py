@@ -62,9 +62,7 @@ def stacked(family: Family, entries: Sequence[Entry]) -> Iterator[tuple[Applied,
     Raises AdapterError when a file is unsound, for another family, or changes nothing, and for an entry that
     changes while sampling, which `live.mixed` carries.
     """
-    for entry in entries:
-        if not entry.change.constant:
-            raise AdapterError(f"{entry.file.name} changes while sampling, and cannot be patched.")
+    check_constant(entries)
     patch = Patch(family)
     try:
         yield patch.apply(entries)
@@ -72,12 +70,22 @@ def stacked(family: Family, entries: Sequence[Entry]) -> Iterator[tuple[Applied,
         patch.restore()
 
 
+def check_constant(entries: Sequence[Entry]) -> None:
+    """Raises AdapterError for an entry that changes while sampling, which no fixed weights can carry."""
+    for entry in entries:
+        if not entry.change.constant:
+            raise AdapterError(
+                f"{entry.file.name} changes while sampling, and fixed weights cannot carry that.",
+                "Leave out its curve, turn, box and mask here.",
+            )
+
+
 class Patch:
     """A family whose weights carry a stack that may be changed: only layers that differ are written."""
 
     def __init__(self, family: Family, *, cache: AdapterCache | None = None) -> None:
         self._family = family
-        self._cache = AdapterCache(family) if cache is None else cache
+        self.cache = AdapterCache(family) if cache is None else cache
         self._pristine: dict[Layer, dict[str, Tensor]] = {}
         self._carried: dict[Layer, tuple[tuple[Adapter, float], ...]] = {}
 
@@ -89,12 +97,12 @@ class Patch:
         reports: list[Applied] = []
         wanted: dict[Layer, list[tuple[Adapter, float]]] = {}
         for entry in entries:
-            resolved = self._cache.resolve(entry.file)
+            resolved = self.cache.resolve(entry.file)
             for layer, adapter in resolved.adapters.items():
                 if weight := entry.weight_at(layer):
                     wanted.setdefault(layer, []).append((adapter, weight))
             reports.append(Applied(entry, _counted(resolved.adapters), resolved.matched, resolved.unmatched))
-        for layer in [layer for layer in self._carried if layer not in wanted]:
+        for layer in [layer for layer in self._pristine if layer not in wanted]:
             self._put_back(layer)
         for layer, parts in wanted.items():
             if self._carried.get(layer) != tuple(parts):
@@ -109,7 +117,10 @@ class Patch:
     @torch.no_grad()
     def _carry(self, layer: Layer, parts: tuple[tuple[Adapter, float], ...]) -> None:
         parameters = dict(module_of(self._family, layer).named_parameters(recurse=False))
-        pristine = self._pristine.setdefault(layer, {n: p.detach().clone() for n, p in parameters.items()})
+        if layer not in self._pristine:
+            self._pristine[layer] = {n: p.detach().clone() for n, p in parameters.items()}
+        pristine = self._pristine[layer]
+        self._carried.pop(layer, None)  # until all is written: memory may run out halfway
         for name, parameter in parameters.items():
             total = pristine[name].to(torch.float32, copy=True)
             for adapter, multiplier in parts:

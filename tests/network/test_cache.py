@@ -58,6 +58,25 @@ def test_a_switch_writes_only_layers_that_differ(files: list[Path], tiny_sd1: Ti
     assert equal(weights(family), before)
 
 
+def test_a_stack_that_breaks_off_halfway_leaves_no_trace(
+    files: list[Path], tiny_sd1: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = tiny_sd1.family
+    before = weights(family)
+    patch = Patch(family)
+    patch.apply([Entry(files[0])])
+    whole = weights(family)
+    resolved = patch.cache.resolve(files[1])
+    last = list(resolved.adapters.values())[-1]
+    monkeypatch.setattr(last, "delta", None)  # as when memory runs out
+    with pytest.raises(TypeError):
+        patch.apply([Entry(files[1])])
+    patch.apply([Entry(files[0])])
+    assert equal(weights(family), whole)
+    patch.apply([])
+    assert equal(weights(family), before)
+
+
 def test_a_child_brings_its_ancestors(files: list[Path]) -> None:
     hashes = [short_hash(AdapterFile.open(path)) for path in files]
     set_parent(files[1], files[0])

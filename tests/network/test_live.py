@@ -207,6 +207,7 @@ def test_named_parts_become_lists() -> None:
 def test_curves_and_lists_are_parsed_or_refused() -> None:
     assert parse_curve("0@0, 1@0.5") == ((0.0, 0.0), (0.5, 1.0))
     assert [Change(curve=parse_curve("0@0,1@0.5")).at(s, 5) for s in range(5)] == [0, 0.5, 1, 1, 1]
+    assert [Change(curve=parse_curve("1@0,1@0.5,0@0.5")).at(s, 5) for s in range(5)] == [1, 1, 0, 0, 0]
     assert [Change(curve=window(0.25, 0.5)).at(s, 5) for s in range(5)] == [0, 1, 1, 0, 0]
     assert len(blocks.parse(",".join(["1"] * 26))) == 26
     for wrong in ("1", "1@2", "x@0", "", "1@0;2@1"):

@@ -1,32 +1,41 @@
-"""Adapters named on a command line: `FILE[:WEIGHT[:TEXT_ENCODER_WEIGHT]]`."""
+"""Adapters named on a command line: `FILE[:WEIGHT[:TEXT_WEIGHT]][:WORD=VALUE]...`.
 
+A curve such as `0@0,1@0.5` may stand for the weight; the words are those of `generation.words`.
+"""
+
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdlora.errors import AdapterError
+from sdlora.errors import AdapterError, ConfigError
 from sdlora.home import Home
 
 if TYPE_CHECKING:
     from sdlora.contracts import Family
     from sdlora.network.stack import Entry
 
+_ARGUMENT = re.compile(r"[a-z_]+=.*|[-+.0-9e@, ]+")
+
 
 def parse(text: str, *, folders: tuple[Path, ...] = ()) -> "Entry":
-    """The adapter and its weights; a bare name is looked for in `folders`.
+    """The adapter, its weights and how they vary; a bare name is looked for in `folders`.
 
-    Raises AdapterError when there is no such file or a weight is no number.
+    Raises AdapterError when there is no such file, ConfigError when an argument is not understood.
     """
-    from sdlora.network.stack import Entry
+    from sdlora.generation.prompt import Tag
+    from sdlora.generation.words import number, read, split
 
-    # from the right, because a path may hold a colon itself (C:\...)
-    name, weights = text, list[float]()
-    while len(weights) < 2 and not Path(name).exists():
-        head, colon, tail = name.rpartition(":")
-        if not colon or (number := _number(tail)) is None:
-            break
-        name, weights = head, [number, *weights]
-    weight, text_weight = (weights or [1.0])[0], weights[1] if len(weights) == 2 else None
-    return Entry(_find(name, folders), weight, text_weight)
+    name, arguments = _split(text)
+    file = _find(name, folders)
+    numbers, named = split(arguments)
+    if numbers and "@" in numbers[0]:
+        if "curve" in named:
+            raise ConfigError(f'"{text}" gives two curves.', "Leave out one of them.")
+        named["curve"], numbers[0] = numbers[0], "1"
+    if len(numbers) > 2:
+        raise ConfigError(f'"{text}" gives {len(numbers)} weights.', "Write FILE:WEIGHT:TEXT_WEIGHT.")
+    weight, text_weight = ([number(part) for part in numbers] + [None, None])[:2]
+    return Tag(name, 1.0 if weight is None else weight, text_weight, *read(named)).entry(file)
 
 
 def load(model: str, home: Home) -> "Family":
@@ -38,6 +47,17 @@ def load(model: str, home: Home) -> "Family":
     return load_family(model, device="cpu", dtype=torch.float32, roots=[home.models])
 
 
+def _split(text: str) -> tuple[str, list[str]]:
+    """The file and its arguments, from the right, because a path may hold a colon itself (C:\\...)."""
+    name, arguments = text, list[str]()
+    while not Path(name).exists():
+        head, colon, tail = name.rpartition(":")
+        if not colon or not _ARGUMENT.fullmatch(tail):
+            break
+        name, arguments = head, [tail, *arguments]
+    return name, arguments
+
+
 def _find(name: str, folders: tuple[Path, ...]) -> Path:
     for folder in (Path(), *folders):
         for candidate in (folder / name, folder / f"{name}.safetensors"):
@@ -47,10 +67,3 @@ def _find(name: str, folders: tuple[Path, ...]) -> Path:
     raise AdapterError(
         f'There is no adapter "{name}" in {places}.', "Give a path such as models/Lora/ink.safetensors:0.8."
     )
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

@@ -4,6 +4,16 @@
 
 An adapter is a file or a name in models/Lora, then its weight, then its weight in the text encoder;
 `<lora:ink:0.8>` in the prompt means the same. With --count, pictures are numbered: cat-1.png, cat-2.png.
+
+What varies follows the weights; the prompt takes the same words (masks apart): <lora:ink:0.8:start=0.2>
+
+  --adapter ink:0@0,1@0.5            weight@fraction of the steps: from 0 to 1 in the first half
+  --adapter ink:0.8:start=0.2:end=0.8    on from a fifth of the steps to four fifths
+  --adapter ink:turn=1/2 --adapter mira:turn=2/2    they take turns, a step each
+  --adapter ink:box=0,0,0.5,1        left,top,right,bottom: in the left half of the picture
+  --adapter ink:mask=where.png       where the mask is white
+  --adapter ink:style=1:content=0    weights of named blocks: composition, content, style, detail
+  --adapter ink:lbw=1,0,...          or of all: 12 or 20 for SDXL, 17 or 26 for SD 1.x and 2.x
 """
 
 import argparse
@@ -13,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from sdlora.commands import entries
 from sdlora.commands.progress import Teller
+from sdlora.commands.written import require_place
 from sdlora.errors import ConfigError
 from sdlora.home import Home
 
@@ -26,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="what to draw")
     adapter_help = "an adapter; may be given several times"
     parser.add_argument(
-        "--adapter", action="append", default=[], metavar="FILE[:WEIGHT[:TEXT_WEIGHT]]", help=adapter_help
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="FILE[:WEIGHT[:TEXT_WEIGHT]][:WORD=VALUE]...",
+        help=adapter_help,
     )
     parser.add_argument("--output", type=Path, default=Path("picture.png"), help="the PNG file that is made")
     parser.add_argument("--size", metavar="WIDTHxHEIGHT", help="in pixels; the base's own when not given")
@@ -43,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     home = Home.default()
     request = _request(arguments, home)
+    for index in range(request.count):
+        require_place(_numbered(arguments.output, index, request.count), ".png")
     machine = Runtime.choose(arguments.device, arguments.precision)
     teller = Teller(silent=arguments.json)
     with lease(machine.device, "`sdlora generate`"), memory_told("Choose a smaller size or fewer pictures."):

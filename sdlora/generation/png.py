@@ -14,10 +14,10 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin
 
 from sdlora import __version__
-from sdlora.errors import AdapterError, ConfigError, UserError
+from sdlora.errors import AdapterError, ConfigError, SdloraError, UserError
 from sdlora.files import replacing
-from sdlora.generation.prompt import adapters_in, extract_tags, write_tag
-from sdlora.generation.request import GenerateRequest, entry_values, request_object
+from sdlora.generation.prompt import Tag, adapters_in, extract_tags, write_tag
+from sdlora.generation.request import GenerateRequest, entry_tag, request_object, weights_told
 from sdlora.generation.solvers import SOLVERS
 from sdlora.network.codec import AdapterFile
 from sdlora.network.info import short_hash
@@ -126,7 +126,7 @@ class _Library:
 
 def _exact(request: GenerateRequest) -> str:
     stack = [
-        {"name": name, "hash": digest, "weight": entry.weight, "text_weight": entry.text_weight}
+        {"name": name, "hash": digest, **weights_told(_without_path(entry))}
         for entry in request.stack
         for name, digest in [_named(entry)]
     ]
@@ -140,8 +140,11 @@ def _from_exact(text: str, library: _Library) -> Restored:
     entries: list[Entry] = []
     notes: list[str] = []
     for value in stack:
-        (name, digest), weight, text_weight = entry_values(value, keys=("name", "hash"))
-        _add(entries, notes, library.find(name, digest), weight, text_weight)
+        tag = entry_tag(value, name="name")
+        digest = value.get("hash") if isinstance(value, dict) else None
+        if not isinstance(digest, str):
+            raise ConfigError(f'The adapter "{tag.name}" has no hash.', "Write the picture with sdlora.")
+        _add(entries, notes, library.find(tag.name, digest), tag)
     return Restored(GenerateRequest.of(values, tuple(entries)), tuple(notes))
 
 
@@ -149,14 +152,18 @@ def _add(
     entries: list[Entry],
     notes: list[str],
     found: tuple[Path | None, str],
-    weight: float,
-    text_weight: float | None,
+    tag: Tag,
 ) -> None:
     file, note = found
     if note:
         notes.append(note)
-    if file:
-        entries.append(Entry(file, weight, text_weight))
+    if mask := tag.change.mask:
+        notes.append(f'The mask "{mask.name}" of the adapter "{tag.name}" is not in the picture.')
+        tag = tag._replace(change=dataclasses.replace(tag.change, mask=None))
+    try:
+        entries += [tag.entry(file)] if file else []
+    except SdloraError as error:
+        notes.append(f'The adapter "{tag.name}" is left out: {error}')
 
 
 def _from_parameters(text: str, library: _Library) -> Restored:
@@ -172,13 +179,7 @@ def _from_parameters(text: str, library: _Library) -> Restored:
         tags = ()
         notes.append(str(error))
     for tag in tags:
-        _add(
-            entries,
-            notes,
-            library.find(tag.name, hashes.get(tag.name, "")),
-            tag.weight,
-            tag.text_weight,
-        )
+        _add(entries, notes, library.find(tag.name, hashes.get(tag.name, "")), tag)
     request = GenerateRequest.of({**values, "prompt": prompt, "negative": negative}, tuple(entries))
     return Restored(request, tuple(notes))
 
@@ -222,6 +223,14 @@ def _values(pairs: Mapping[str, str]) -> tuple[dict[str, object], list[str]]:
 def _solver(pairs: Mapping[str, str]) -> str | None:
     sampler, schedule = pairs.get("Sampler"), pairs.get("Schedule type", "")
     return f"{sampler} Karras" if f"{sampler} {schedule}" in SOLVERS and schedule == "Karras" else sampler
+
+
+def _without_path(entry: Entry) -> Entry:
+    """The same with the name of its mask alone."""
+    mask = entry.change.mask
+    if mask is None:
+        return entry
+    return dataclasses.replace(entry, change=dataclasses.replace(entry.change, mask=Path(mask.name)))
 
 
 def _named(entry: Entry) -> tuple[str, str]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdlora.errors import ConfigError
-from sdlora.generation.prompt import extract_tags, resolve_tags
+from sdlora.generation import words
+from sdlora.generation.prompt import Tag, extract_tags, resolve_tags
 from sdlora.generation.solvers import SOLVERS
 from sdlora.network.stack import Entry
 from sdlora.options import build, flatten, option
@@ -46,15 +47,12 @@ class GenerateRequest:
     def from_json(cls, text: str) -> "GenerateRequest":
         """The request that `to_json` wrote. Raises ConfigError when it is none."""
         values, stack = request_object(text)
-        found = (entry_values(entry, keys=("file",)) for entry in stack)
-        return cls.of(values, tuple(Entry(Path(file), weight, other) for (file,), weight, other in found))
+        tags = (entry_tag(entry, name="file") for entry in stack)
+        return cls.of(values, tuple(tag.entry(Path(tag.name)) for tag in tags))
 
     def to_json(self) -> str:
         """The request as JSON; `from_json` gives an equal one."""
-        stack = [
-            {"file": str(entry.file), "weight": entry.weight, "text_weight": entry.text_weight}
-            for entry in self.stack
-        ]
+        stack = [{"file": str(entry.file), **weights_told(entry)} for entry in self.stack]
         return json.dumps({**flatten(self), "stack": stack}, ensure_ascii=False)
 
     def with_prompt_adapters(self, folders: tuple[Path, ...]) -> "GenerateRequest":
@@ -78,17 +76,29 @@ def request_object(text: str) -> tuple[dict[str, object], list[object]]:
     return value, stack
 
 
-def entry_values(value: object, *, keys: tuple[str, ...]) -> tuple[list[str], float, float | None]:
-    """Texts of `keys` and the two weights of a stack's entry in JSON. Raises ConfigError when it is none."""
+def weights_told(entry: Entry) -> dict[str, object]:
+    """What a stack's entry in JSON says besides its file; `change` in `words`, if anything varies."""
+    told: dict[str, object] = {"weight": entry.weight, "text_weight": entry.text_weight}
+    change = words.write(entry.change)
+    return {**told, "change": change} if change else told
+
+
+def entry_tag(value: object, *, name: str) -> Tag:
+    """A stack's entry in JSON, by what it holds under `name`. Raises ConfigError when it is none."""
     told = value if isinstance(value, dict) else {}
-    texts = [text for key in keys if isinstance(text := told.get(key), str)]
     weights = [float(told[key]) for key in ("weight", "text_weight") if _is_number(told.get(key))]
     wanted = 1 if told.get("text_weight") is None else 2
-    if len(texts) == len(keys) and len(weights) == wanted and all(map(math.isfinite, weights)):
-        return texts, weights[0], weights[1] if wanted == 2 else None
-    raise ConfigError(
-        f"{value!r:.80} is no adapter of a stack.", f"It needs {', '.join(keys)}, weight and text_weight."
-    )
+    change, named = told.get("change", {}), told.get(name)
+    sound = isinstance(named, str) and len(weights) == wanted and all(map(math.isfinite, weights))
+    if not isinstance(named, str) or not sound or not _is_words(change):
+        raise ConfigError(
+            f"{value!r:.80} is no adapter of a stack.", f"It needs {name}, weight and text_weight."
+        )
+    return Tag(named, weights[0], weights[1] if wanted == 2 else None, *words.read(change))
+
+
+def _is_words(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
 def _is_number(value: object) -> bool:

@@ -4,7 +4,8 @@ Noise comes from one CPU generator per picture, so that a seed is the same pictu
 and device. Classifier-free guidance (Ho & Salimans 2022) runs both prompts as one batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -16,7 +17,8 @@ from sdlora.errors import Cancelled, ConfigError, OutOfMemory
 from sdlora.generation.request import GenerateRequest
 from sdlora.generation.solvers import SOLVERS, takes_generator
 from sdlora.network.attach import Network, attached
-from sdlora.network.stack import stacked
+from sdlora.network.live import mixed
+from sdlora.network.stack import Patch
 
 OnStep = Callable[[int, int, Image.Image], None]
 """Called with the steps done and all steps of all pictures, and a small preview of the one being made."""
@@ -32,13 +34,15 @@ def generate(
     network: Network | None = None,
     on_step: OnStep | None = None,
     cancelled: Callable[[], bool] = lambda: False,
+    patch: Patch | None = None,
 ) -> list[Image.Image]:
     """The request's pictures, with its stack on the family, or with `network` (one in training) instead.
 
+    The family is as before then; only what a given `patch` wrote stays, for the next request.
     Raises Cancelled soon after `cancelled` says so, and OutOfMemory when one picture does not fit.
     """
-    with stacked(family, request.stack) if network is None else attached(family, network):
-        job = _Job(family, request, on_step, cancelled)
+    with _carrying(family, request, network=network, patch=patch) as at:
+        job = _Job(family, request, at, on_step, cancelled)
         pictures: list[Image.Image] = []
         size = _LARGEST_BATCH
         while len(pictures) < request.count:
@@ -62,6 +66,32 @@ def to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(bytes_.movedim(0, -1).numpy())
 
 
+@contextmanager
+def _carrying(
+    family: Family, request: GenerateRequest, *, network: Network | None, patch: Patch | None
+) -> Iterator[Callable[[int, int], None]]:
+    """Inside, the family carries the adapters; the callable sets their weights to those of (step, steps)."""
+    if network is not None:
+        with attached(family, network):
+            yield lambda step, steps: None
+        return
+    width, height = _size(family, request)
+    factor = family.latent.factor
+    # constant entries are patched; with nothing that changes there is nothing beside the weights
+    with mixed(family, request.stack, latent_size=(height // factor, width // factor), patch=patch) as mix:
+        yield mix.at
+
+
+def _size(family: Family, request: GenerateRequest) -> tuple[int, int]:
+    """Width and height in pixels. Raises ConfigError unless latents fill them."""
+    factor = family.latent.factor
+    for name, pixels in (("width", request.width), ("height", request.height)):
+        if pixels % factor:
+            near = max(1, round(pixels / factor)) * factor
+            raise ConfigError(f"{name} = {pixels} is no multiple of {factor}.", f"The nearest is {near}.")
+    return request.width or family.native_size, request.height or family.native_size
+
+
 class _Job:
     """One request on one family: what stays the same from batch to batch."""
 
@@ -69,13 +99,13 @@ class _Job:
         self,
         family: Family,
         request: GenerateRequest,
+        at: Callable[[int, int], None],
         on_step: OnStep | None,
         cancelled: Callable[[], bool],
     ) -> None:
-        self.family, self.request = family, request
+        self.family, self.request, self.at = family, request, at
         self.on_step, self.cancelled = on_step, cancelled
-        self.width = self._side("width", request.width)
-        self.height = self._side("height", request.height)
+        self.width, self.height = _size(family, request)
         self.conditioning = self._conditioning()
 
     def try_batch(self, batch: range) -> list[Image.Image] | None:
@@ -88,13 +118,6 @@ class _Job:
         # outside the handler, whose traceback would keep the tensors alive
         torch.cuda.empty_cache()
         return None
-
-    def _side(self, name: str, pixels: int) -> int:
-        factor = self.family.latent.factor
-        if pixels % factor:
-            near = max(1, round(pixels / factor)) * factor
-            raise ConfigError(f"{name} = {pixels} is no multiple of {factor}.", f"The nearest is {near}.")
-        return pixels or self.family.native_size
 
     def _conditioning(self) -> Conditioning:
         """Of the negative and the positive prompt [2,...]; of the positive one [1,...] without guidance."""
@@ -120,6 +143,7 @@ class _Job:
         for step, timestep in enumerate(scheduler.timesteps, start=1):
             if self.cancelled():
                 raise Cancelled("The pictures were cancelled.")
+            self.at(step - 1, len(scheduler.timesteps))
             noisy = scheduler.scale_model_input(latents, timestep)
             output = self._guided(noisy, float(timestep), told)
             latents = scheduler.step(output, timestep, latents, **random).prev_sample

@@ -16,6 +16,7 @@ from sdlora.generation.png import picture_request, save_png
 from sdlora.generation.request import GenerateRequest
 from sdlora.generation.sampler import generate
 from sdlora.loading import load_family
+from sdlora.network.stack import Patch
 from sdlora.runtime import Runtime, lease, memory_told
 from sdlora.service.history import History
 from sdlora.service.process import Message
@@ -33,10 +34,13 @@ class Tell(Protocol):
 
 
 class Drawing:
-    """The model that is loaded, for the next request."""
+    """The model that is loaded, with the stack that it carries, for the next request.
+
+    Adapters stay in memory, and the next stack writes only the layers that differ.
+    """
 
     def __init__(self) -> None:
-        self._loaded: tuple[str, Family] | None = None
+        self._loaded: tuple[str, Family, Patch] | None = None
 
     def draw(self, message: Message, *, tell: Tell, cancelled: Callable[[], bool]) -> list[Path]:
         """The pictures of the message's `request` are files in its `outputs`; their paths.
@@ -48,9 +52,9 @@ class Drawing:
         machine = Runtime.choose(os.environ.get(DEVICE, "auto"))
         advice = "Choose a smaller size or fewer pictures, or close other programs that use the device."
         with lease(machine.device, "the page, which draws"), memory_told(advice):
-            family = self._family(request.base, Path(message["models"]), machine=machine, tell=tell)
+            family, patch = self._ready(request.base, Path(message["models"]), machine=machine, tell=tell)
             tell("stage", stage="Drawing")
-            pictures = generate(family, request, on_step=_teller(tell), cancelled=cancelled)
+            pictures = generate(family, request, on_step=_teller(tell), cancelled=cancelled, patch=patch)
         paths = []
         for index, picture in enumerate(pictures):
             own = picture_request(request, index)
@@ -58,14 +62,14 @@ class Drawing:
             save_png(paths[-1], picture, own, model_hash=family.hash)
         return paths
 
-    def _family(self, model: str, models: Path, *, machine: Runtime, tell: Tell) -> Family:
+    def _ready(self, model: str, models: Path, *, machine: Runtime, tell: Tell) -> tuple[Family, Patch]:
         if self._loaded is None or self._loaded[0] != model:
             tell("stage", stage="Loading the base model")
             self._loaded = None
             gc.collect()  # the old model must be gone before the new one comes
             family = load_family(model, device=machine.device, dtype=machine.dtype, roots=[models])
-            self._loaded = (model, family)
-        return self._loaded[1]
+            self._loaded = (model, family, Patch(family))
+        return self._loaded[1:]
 
 
 def _teller(tell: Tell) -> Callable[[int, int, Image.Image], None]:

@@ -64,7 +64,7 @@ class Studio:
     def generate(self, request: GenerateRequest) -> Job:
         """The request waits for the worker. Raises AdapterError when the prompt names an unknown adapter."""
         prompt, tags = extract_tags(request.prompt)
-        typed = tuple(Entry(self.library.named(tag.name), tag.weight, tag.text_weight) for tag in tags)
+        typed = tuple(tag.entry(self.library.named(tag.name)) for tag in tags)
         for entry in request.stack:
             self.library.adapter(entry.file)
         whole = replace(request, prompt=prompt, stack=request.stack + typed)

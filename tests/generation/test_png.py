@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from sdlora.errors import ConfigError, UserError
 from sdlora.generation.png import parameters, picture_request, read_parameters, read_png, save_png
 from sdlora.generation.request import GenerateRequest
+from sdlora.network.change import Change, turns, window
 from sdlora.network.stack import Entry
 
 PICTURE = Image.new("RGB", (64, 96), "red")
@@ -48,6 +49,29 @@ def test_a_picture_restores_its_request_exactly(tmp_path: Path, request_of_two: 
     save_png(tmp_path / "x.png", PICTURE, request_of_two)
     restored = read_png(tmp_path / "x.png", folders=[tmp_path / "loras"])
     assert restored.request == request_of_two and restored.notes == ()
+
+
+def test_a_picture_restores_how_weights_vary(tmp_path: Path, request_of_two: GenerateRequest) -> None:
+    curve = Change(curve=window(0.2, 1 / 3), box=(0, 0.1, 0.5, 1))
+    turn = replace(turns(2)[1], blocks=(0.0,) * 16 + (1 / 7,))
+    one, other = request_of_two.stack
+    varied = replace(request_of_two, stack=(replace(one, change=curve), replace(other, change=turn)))
+    save_png(tmp_path / "x.png", PICTURE, varied)
+    restored = read_png(tmp_path / "x.png", folders=[tmp_path / "loras"])
+    assert restored.request == varied and restored.notes == ()
+    text = parameters(varied, PICTURE.size)
+    assert "<lora:ink:0.5:start=0.2:end=0.3333333333333333:box=0,0.1,0.5,1>" in text
+    assert read_parameters(text, folders=[tmp_path / "loras"]).request == varied
+
+
+def test_a_mask_is_named_but_never_fetched(tmp_path: Path, request_of_two: GenerateRequest) -> None:
+    entry = replace(request_of_two.stack[0], change=Change(mask=tmp_path / "left.png"))
+    save_png(tmp_path / "x.png", PICTURE, replace(request_of_two, stack=(entry,)))
+    with Image.open(tmp_path / "x.png") as picture:
+        assert all(str(tmp_path) not in text for text in picture.info.values())
+    restored = read_png(tmp_path / "x.png", folders=[tmp_path / "loras"])
+    assert restored.request.stack == (request_of_two.stack[0],)
+    assert restored.notes == ('The mask "left.png" of the adapter "ink" is not in the picture.',)
 
 
 def test_a_renamed_adapter_is_found_by_its_hash(tmp_path: Path, request_of_two: GenerateRequest) -> None:
@@ -135,6 +159,10 @@ def test_picture_two_of_a_request_has_the_next_seed() -> None:
         "[" * 100_000,
         '{"stack": [{"name": "a", "hash": "", "weight": NaN}]}',
         '{"stack": [{"name": "a", "hash": "", "weight": 1e999}]}',
+        '{"stack": [{"name": "a", "weight": 1}]}',
+        '{"stack": [{"name": "a", "hash": "", "weight": 1, "change": "box"}]}',
+        '{"stack": [{"name": "a", "hash": "", "weight": 1, "change": {"box": [0, 0, 1, 1]}}]}',
+        '{"stack": [{"name": "a", "hash": "", "weight": 1, "change": {"curve": "9@9"}}]}',
     ],
 )
 def test_a_hostile_json_gives_way_to_the_plain_text(tmp_path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sdlora.errors import AdapterError
 from sdlora.generation.request import GenerateRequest
@@ -36,6 +37,19 @@ def test_pictures_are_files_that_restore_their_request(studio: Studio, adapter: 
     assert studio.history.pictures() == tuple(reversed(job.files))
     restored = studio.restore(job.files[1]).request
     assert (restored.prompt, restored.seed, restored.stack) == ("a red cat", 8, (Entry(adapter, 0.5),))
+
+
+def test_a_stack_leaves_nothing_to_the_next_request(studio: Studio, adapter: Path) -> None:
+    def pixels(prompt: str) -> bytes:
+        job = drawn(studio, request(prompt=prompt))
+        assert job.state == "done", job.error
+        with Image.open(job.files[0]) as picture:
+            return picture.tobytes()
+
+    plain, fading = "a red cat", "a red cat <lora:ink:4:curve=1@0,0@1>"
+    first = [pixels(plain), pixels(fading), pixels("a red cat <lora:ink:4>")]
+    assert [pixels(fading), pixels(plain)] == [first[1], first[0]]
+    assert len(set(first)) == 3
 
 
 def test_a_failed_request_is_told_in_words_and_the_next_one_works(studio: Studio) -> None:

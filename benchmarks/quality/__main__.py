@@ -18,7 +18,7 @@ from . import base, judge, lora, painter, plain
 HERE = Path(__file__).parent
 PARTS = ("base", "lora", "plain")
 TRAIN = (
-    "--loop.steps 300 --loop.batch_size 2 --adapter.rank 16 --adapter.alpha 16"
+    "--loop.steps 300 --loop.batch_size 4 --adapter.rank 16 --adapter.alpha 16"
     " --optimizer.lr 4e-3 --optimizer.text_lr 1e-3"
 )
 """What teaches this base in 300 steps: it is narrow, so its rates are some ten times those of large bases."""

@@ -161,3 +161,9 @@ def test_what_fixed_weights_cannot_carry_is_refused(tiny_sd1: TinyModel, tmp_pat
     with pytest.raises(AdapterError, match="changes while sampling"):
         conflict(entry, changing)
     assert not (tmp_path / "both.safetensors").exists()
+
+
+def test_the_page_on_mixing_shows_only_tags_that_are_understood() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "mixing.md").read_text(encoding="utf-8")
+    _, tags = extract_tags(page)
+    assert {tag.name for tag in tags} == {"ink", "mira"} and len(tags) >= 12

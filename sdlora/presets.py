@@ -28,6 +28,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             summary="A first look. Few steps, high learning rate.",
             values={
                 "loop.steps": 300,
+                "loop.batch_size": 2,
                 "adapter.rank": 16,
                 "adapter.alpha": 16.0,
                 "optimizer.lr": 3e-4,
@@ -40,6 +41,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             summary="Right for most sets of 10 to 50 pictures.",
             values={
                 "loop.steps": 1000,
+                "loop.batch_size": 2,
                 "adapter.rank": 16,
                 "adapter.alpha": 8.0,
                 "optimizer.lr": 2e-4,
@@ -52,6 +54,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             summary="Finest detail. Low learning rate, averaged weights.",
             values={
                 "loop.steps": 3000,
+                "loop.batch_size": 2,
                 "adapter.rank": 32,
                 "adapter.alpha": 16.0,
                 "optimizer.lr": 1e-4,
@@ -78,8 +81,12 @@ SUBJECTS: Mapping[str, Mapping[str, Value]] = MappingProxyType(
 
 # The built-in base is narrow, so each weight must move further: its learning rates are some ten times those
 # of the large bases. Measured for "quick" with benchmarks/quality.
-BUILTIN_RATES: Mapping[str, tuple[float, float]] = MappingProxyType(
-    {"quick": (4e-3, 1e-3), "balanced": (2.5e-3, 6e-4), "thorough": (1.2e-3, 3e-4)}
+BUILTIN: Mapping[str, Mapping[str, Value]] = MappingProxyType(
+    {
+        "quick": {"optimizer.lr": 4e-3, "optimizer.text_lr": 1e-3},
+        "balanced": {"optimizer.lr": 2.5e-3, "optimizer.text_lr": 6e-4},
+        "thorough": {"optimizer.lr": 1.2e-3, "optimizer.text_lr": 3e-4},
+    }
 )
 
 
@@ -92,7 +99,5 @@ def preset(name: str, *, subject: str = "style", model: str = "") -> dict[str, V
         near = get_close_matches(name, PRESETS, n=1)
         hint = f'Did you mean "{near[0]}"?' if near else f"Known: {', '.join(PRESETS)}."
         raise ConfigError(f'"{name}" is no known preset.', hint)
-    values = {**PRESETS[name].values, **SUBJECTS.get(subject, {})}
-    if model == "builtin":
-        values["optimizer.lr"], values["optimizer.text_lr"] = BUILTIN_RATES[name]
-    return values
+    own = {**BUILTIN[name], "loop.batch_size": 4} if model == "builtin" else {}
+    return {**PRESETS[name].values, **SUBJECTS.get(subject, {}), **own}

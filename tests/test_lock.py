@@ -48,7 +48,7 @@ def closure(asked: set[Requirement]) -> set[str]:
 def declared() -> set[Requirement]:
     """What pyproject.toml lists for every user and for the tests, without what is not for this Python."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    lists = re.findall(r"^(?:dependencies|test|bnb) = \[(.*?)\]$", text, re.DOTALL | re.MULTILINE)
+    lists = re.findall(r"^(?:dependencies|test) = \[(.*?)\]$", text, re.DOTALL | re.MULTILINE)
     asked = {Requirement(line) for part in lists for line in re.findall(r'"(.+?)"', part)}
     return {one for one in asked if one.marker is None or one.marker.evaluate()}
 

@@ -80,11 +80,17 @@ def short_hash(file: AdapterFile) -> str:
 
 
 def _triggers(metadata: Mapping[str, str], card: Mapping[str, object]) -> tuple[str, ...]:
-    """Words that call the adapter up: as its author says, else the commonest tags of its captions."""
+    """Words that call the adapter up: as its author says, else the tags that most of its captions share.
+
+    A tag that stood once, or in under a quarter as many captions as the commonest, is no such word: where
+    captions are sentences, each of them is a tag.
+    """
     for told in (metadata.get("modelspec.trigger_phrase"), card.get("activation text")):
         if isinstance(told, str) and told.strip():
             return tuple(word.strip() for word in told.split(",") if word.strip())
-    return tuple(tag for tag in tag_frequency(metadata) if tag)[:8]
+    counts = {tag: count for tag, count in tag_frequency(metadata).items() if tag}
+    enough = max(2, max(counts.values(), default=0) / 4)
+    return tuple(tag for tag, count in counts.items() if count >= enough)[:8]
 
 
 def _problem(tensors: Mapping[Name, Mapping[str, Tensor]]) -> str:

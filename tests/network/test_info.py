@@ -53,6 +53,24 @@ def test_a_broken_tag_table_is_as_none(text: str, tiny_sd1: TinyModel, tmp_path:
     assert inspect(path).triggers == ()
 
 
+@pytest.mark.parametrize(
+    ("counts", "triggers"),
+    [
+        ({"zwx": 20, "hat": 5, "dog": 4, "a zwx in the rain": 1}, ("zwx", "hat")),
+        ({"a cat on a chair": 1, "a dog that runs": 1}, ()),
+        ({"ink drawing": 3, "a boat": 2, "a red house": 1}, ("ink drawing", "a boat")),
+        ({"": 40, "cat": 10, "sun": 9}, ("cat", "sun")),
+    ],
+)
+def test_only_what_many_captions_share_is_a_trigger(
+    counts: dict[str, int], triggers: tuple[str, ...], tiny_sd1: TinyModel, tmp_path: Path
+) -> None:
+    network = create(tiny_sd1.family, LoraSpec(rank=1), seed=0)
+    texts = {"ss_tag_frequency": json.dumps({"10_x": counts})}
+    path = save(tmp_path / "x.safetensors", network.adapters, family_name="sd1", metadata=texts).path
+    assert inspect(path).triggers == triggers
+
+
 def test_dead_adapters_are_told(tiny_sd1: TinyModel, tmp_path: Path) -> None:
     network = create(tiny_sd1.family, LoraSpec(rank=1), seed=0)
     assert (

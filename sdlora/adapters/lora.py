@@ -58,7 +58,10 @@ class Lora(Adapter):
 
     @classmethod
     def create(cls, layer: nn.Module, spec: LowRank, generator: torch.Generator) -> "Lora":
-        """A new adapter of `layer` (linear or convolution), fp32 on its device, that changes nothing."""
+        """A new adapter of `layer` (linear or convolution), fp32 on its device, that changes nothing.
+
+        `down` starts Gaussian and `up` at zero: LoRA (Hu et al. 2021), sec. 4.1.
+        """
         weight = layer.get_parameter("weight").detach()
         outputs, inputs, *kernel = weight.shape
         wide = any(size != 1 for size in kernel)
@@ -66,8 +69,8 @@ class Lora(Adapter):
         scale = spec.alpha / (math.sqrt(spec.rank) if spec.rank_stabilised else spec.rank)
         ones = [1 for _ in kernel]
         tucker = wide and spec.tucker
-        down = _kaiming((rank, inputs, *(ones if tucker else kernel)), generator)
-        mid = _kaiming((rank, rank, *kernel), generator).to(weight.device) if tucker else None
+        down = _gaussian((rank, inputs, *(ones if tucker else kernel)), generator)
+        mid = _gaussian((rank, rank, *kernel), generator).to(weight.device) if tucker else None
         up = torch.zeros(outputs, rank, *ones, device=weight.device)
         lora = cls(down.to(weight.device), up, alpha=scale * rank, mid=mid, dropout=spec.dropout)
         if spec.start == "pissa" and not tucker:
@@ -142,8 +145,9 @@ class Lora(Adapter):
         self.up_start, self.down_start = self.up.detach().clone(), self.down.detach().clone()
 
 
-def _kaiming(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5), generator=generator)
+def _gaussian(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Normal values of variance 1 / (3 * fan-in): the variance of a new layer's uniform weights."""
+    return nn.init.kaiming_normal_(torch.empty(shape), a=math.sqrt(5), generator=generator)
 
 
 def _convolved(x: Tensor, kernel: Tensor, layer: nn.Conv2d) -> Tensor:

@@ -33,6 +33,14 @@ def test_a_new_adapter_changes_nothing(name: str) -> None:
     assert lora.down.dtype == lora.up.dtype == torch.float32
 
 
+def test_down_starts_gaussian_with_the_variance_of_a_new_layer() -> None:
+    layer = nn.Linear(400, 20)
+    lora = Lora.create(layer, LoraSpec(rank=256), torch.Generator().manual_seed(1))
+    standard = lora.down.detach().flatten() * (3 * 400) ** 0.5
+    assert abs(float(standard.mean())) < 0.02 and abs(float(standard.var()) - 1) < 0.03
+    assert abs(float((standard**4).mean()) - 3) < 0.1  # 1.8 where values are uniform
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_forward_is_the_layer_with_the_delta_for_its_weight(name: str) -> None:
     layer, shape = LAYERS[name]

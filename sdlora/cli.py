@@ -5,6 +5,7 @@ own module is imported when it runs. Options of a run are dotted paths of the op
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -70,6 +71,8 @@ def _run(words: list[str]) -> int:
     command = importlib.import_module(f"sdlora.commands.{name}")
     parser = _Parser(prog=f"sdlora {name}", description=command.__doc__)
     command.add_arguments(parser)
+    with contextlib.suppress(argparse.ArgumentError):  # the command may have one that does more
+        parser.add_argument("--json", action="store_true", help="tell a failure as one JSON line")
     options, rest = split_options(words[1:])
     parsed = parser.parse_args(rest)
     if options and not hasattr(parsed, "options"):
@@ -127,7 +130,7 @@ def _overview() -> str:
 
 def _tell(error: SdloraError, as_json: bool, code: int) -> int:
     if as_json:
-        print(json.dumps({"type": "Error", "error": error.message, "hint": error.hint}, ensure_ascii=False))
+        print(json.dumps({"type": "Error", "error": error.message, "hint": error.hint}))
     else:
         print(f"sdlora: {error}", file=sys.stderr)
     return code

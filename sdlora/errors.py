@@ -10,6 +10,7 @@ SdloraError            one sentence (what, where) and a hint (what to do)
 |   `-- DeviceBusy     another process of ours holds the device
 |-- OutOfMemory        the device's memory did not suffice; the hint says what would fit
 |-- StorageError       a file could not be written (disk full, read-only folder)
+|   `-- PlaceError     no file can lie at the place that was named; exit code 2
 `-- Cancelled          the person asked to stop; never shown as a failure
 """
 
@@ -62,6 +63,10 @@ class OutOfMemory(SdloraError):
 
 class StorageError(SdloraError):
     pass
+
+
+class PlaceError(StorageError):
+    exit_code = 2
 
 
 class Cancelled(SdloraError):

@@ -1,5 +1,6 @@
 """Files on disk: written whole, locked, hashed, and never outside the folders they belong to."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from sdlora.errors import StorageError, UserError
+from sdlora.errors import PlaceError, StorageError, UserError
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -28,17 +29,25 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises StorageError when the disk is full or the folder cannot be written.
     """
-    if path.exists() and not path.is_file():
-        raise StorageError(f"{path} is no file that can be replaced.", "Choose another name.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(path, error) from error
-    temporary = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex[:8]}.part")
+    temporary = _part_of(path)
     try:
         yield temporary
         flush(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: Path) -> None:
+    """A file can be written at `path`; ask before the long work whose result goes there.
+
+    Raises StorageError like `replacing`.
+    """
+    temporary = _part_of(path)
+    try:
+        temporary.touch()
     except OSError as error:
         raise storage_error(path, error) from error
     finally:
@@ -53,17 +62,41 @@ def flush(path: Path) -> None:
 
 def storage_error(path: Path, error: OSError) -> StorageError:
     """The sentence for a failed write: what could not be written, where, and why."""
-    reasons = {
-        28: "the disk is full",
-        122: "the disk quota is used up",
-        13: "the folder is not writable",
-        30: "the disk is read-only",
-        1: "the folder is not writable",
-    }
-    reason = reasons.get(error.errno or 0, error.strerror or str(error))
-    return StorageError(
-        f"Could not write {path}: {reason}.", "Free some space or choose another folder, then try again."
-    )
+    number = error.errno or 0
+    if number in _NO_PLACE:
+        return PlaceError(f"Could not write {path}: {_NO_PLACE[number]}.", "Choose another place.")
+    reason = _FAILURES.get(number, error.strerror or str(error))
+    hint = "Free some space" if number in _FULL else "Choose another folder"
+    return StorageError(f"Could not write {path}: {reason}.", f"{hint}, then try again.")
+
+
+_FAILURES = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than this system allows",
+    errno.EACCES: "the folder is not writable",
+    errno.EPERM: "the folder is not writable",
+    errno.EROFS: "the disk is read-only",
+}
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_PLACE = {
+    errno.EEXIST: "a file is in the way of its folder",
+    errno.ENOTDIR: "a file is in the way of its folder",
+    errno.EISDIR: "it is a folder",
+    errno.ENOENT: "no file can be made there",
+    errno.ENAMETOOLONG: "the name is too long",
+}
+
+
+def _part_of(path: Path) -> Path:
+    """The temporary path beside `path`, whose folder is there."""
+    try:
+        if not path.name or (path.exists() and not path.is_file()):
+            raise PlaceError(f"{path} is no file that can be replaced.", "Choose another name.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    return path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex[:8]}.part")
 
 
 def free_bytes(path: Path) -> int:

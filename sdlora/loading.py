@@ -5,7 +5,8 @@
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files as resources
@@ -19,6 +20,7 @@ from sdlora.base.files import (
     PICKLES,
     ModelFiles,
     ModelFolder,
+    damaged,
     native_size,
     pickled,
     weights_hash,
@@ -30,6 +32,7 @@ from sdlora.families import FAMILIES
 from sdlora.noise import NoiseProcess, Prediction
 
 BUILTIN = "builtin"
+_RESTORE = "Restore it: `git checkout -- sdlora/assets/builtin` in a clone, else install sdlora again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,28 +73,30 @@ def load_family(
     Raises ModelError in one sentence when there is no such model, or it is damaged or of no known family.
     """
     path = find(model, roots, otherwise=lambda: hub.fetch(model, on_bytes=on_bytes))
-    files = open_model(path)
-    kind = FAMILIES.get(_family_name(files) if family == "auto" else family)
     chosen = cast(Prediction | Literal["auto"], prediction)  # the option tree allows no other word
-    return kind.load(files, device=torch.device(device), dtype=dtype, prediction=chosen)
+    with _damage_told(model, path):
+        files = open_model(path)
+        kind = FAMILIES.get(_family_name(files) if family == "auto" else family)
+        return kind.load(files, device=torch.device(device), dtype=dtype, prediction=chosen)
 
 
 def describe(model: str, *, roots: Sequence[Path] = ()) -> ModelInfo:
     """What the model is, without loading it. Raises ModelError like `load_family`."""
     path = find(model, roots, otherwise=lambda: hub.cached(model))
-    files = open_model(path)
-    kind = FAMILIES.get(_family_name(files))
-    scheduler = files.config("scheduler")
-    return ModelInfo(
-        name=model if model == BUILTIN else path.stem if path.is_file() else path.name,
-        family=kind.name,
-        title=kind.title,
-        prediction=scheduler.get("prediction_type") and NoiseProcess.of_scheduler(scheduler).prediction,
-        native_size=native_size(files),
-        path=path,
-        bytes=sum(file.stat().st_size for file in files.weights),
-        files=files,
-    )
+    with _damage_told(model, path):
+        files = open_model(path)
+        kind = FAMILIES.get(_family_name(files))
+        scheduler = files.config("scheduler")
+        return ModelInfo(
+            name=model if model == BUILTIN else path.stem if path.is_file() else path.name,
+            family=kind.name,
+            title=kind.title,
+            prediction=scheduler.get("prediction_type") and NoiseProcess.of_scheduler(scheduler).prediction,
+            native_size=native_size(files),
+            path=path,
+            bytes=sum(file.stat().st_size for file in files.weights),
+            files=files,
+        )
 
 
 def find(model: str, roots: Sequence[Path], *, otherwise: Callable[[], Path | None]) -> Path:
@@ -120,7 +125,7 @@ def builtin() -> Path:
     named = os.environ.get("SDLORA_BUILTIN")
     path = Path(named) if named else Path(str(resources("sdlora"))) / "assets" / "builtin"
     if not (path / "model_index.json").is_file():
-        raise ModelError(f"The built-in base is not at {path}.", "Install sdlora again.")
+        raise ModelError(f"The built-in base lacks its file {path / 'model_index.json'}.", _RESTORE)
     return path
 
 
@@ -136,6 +141,18 @@ def open_model(path: Path) -> ModelFiles:
     if path.suffix in PICKLES:
         raise pickled(path)
     return OriginalFile(path)
+
+
+@contextmanager
+def _damage_told(model: str, path: Path) -> Iterator[None]:
+    """Inside, a configuration of the wrong form is a ModelError, and the built-in base says what mends it."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(error.message, _RESTORE if model == BUILTIN else error.hint) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"its configuration is of another form ({type(error).__name__}: {error})"
+        raise damaged(path, reason) from error
 
 
 def _family_name(files: ModelFiles) -> str:

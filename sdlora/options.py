@@ -282,6 +282,7 @@ def _figure(number: float) -> str:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError
+    value.encode()  # a UnicodeEncodeError is a ValueError: bytes of a command line that are no text
     return value
 
 

@@ -88,7 +88,14 @@ class ModelFolder:
     def tokenizer(self, component: str) -> "CLIPTokenizer":
         from transformers import CLIPTokenizer  # takes seconds, and listing models needs none of it
 
-        tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(self.path / component, local_files_only=True)
+        folder = self.path / component
+        read_json(folder / "vocab.json")
+        if not (folder / "merges.txt").is_file():
+            raise _lacks(folder / "merges.txt")
+        try:
+            tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, TypeError) as error:
+            raise damaged(folder, str(error)) from error
         return tokenizer
 
     def _files(self, component: str) -> tuple[Path, ...]:
@@ -115,7 +122,7 @@ def read_json(path: Path) -> dict[str, Any]:  # Any: values of a foreign JSON fi
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"The model lacks its file {path}.", "Copy or download the model again.") from None
+        raise _lacks(path) from None
     except (OSError, ValueError) as error:
         raise damaged(path, str(error)) from error
     if not isinstance(value, dict):
@@ -179,6 +186,10 @@ def pickled(path: Path) -> ModelError:
         "Take the model's .safetensors file, or convert it where you trust it: load it with "
         "torch.load(..., weights_only=True) and write it with safetensors.torch.save_file.",
     )
+
+
+def _lacks(path: Path) -> ModelError:
+    return ModelError(f"The model lacks its file {path}.", "Copy or download the model again.")
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from sdlora.commands import entries
-from sdlora.commands.written import add_dtype, told
+from sdlora.commands.written import add_dtype, require_place, told
 from sdlora.home import Home
 
 
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from sdlora.network.resize import extract
 
+    require_place(arguments.output, ".safetensors")
     home = Home.default()
     tuned, base = entries.load(arguments.tuned, home), entries.load(arguments.base, home)
     written = extract(tuned, base, output=arguments.output, rank=arguments.rank, dtype=arguments.dtype)

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from sdlora.commands import entries
-from sdlora.commands.written import add_dtype, told
+from sdlora.commands.written import add_dtype, require_place, told
 from sdlora.home import Home
 
 
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from sdlora.network.merge import merge
 
+    require_place(arguments.output, ".safetensors")
     home = Home.default()
     written = merge(
         [entries.parse(text, folders=(home.adapters,)) for text in arguments.adapters],

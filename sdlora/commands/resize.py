@@ -7,7 +7,7 @@ sdlora resize big.safetensors --energy 0.98 --output small.safetensors   (each l
 import argparse
 from pathlib import Path
 
-from sdlora.commands.written import add_dtype, told
+from sdlora.commands.written import add_dtype, require_place, told
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from sdlora.network.resize import resize
 
+    require_place(arguments.output, ".safetensors")
     written = resize(
         arguments.file,
         output=arguments.output,

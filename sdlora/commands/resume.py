@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdlora.commands.train import follow
+from sdlora.commands.written import require_place
 from sdlora.errors import ConfigError
 from sdlora.files import write_atomic
 from sdlora.home import Home
@@ -26,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from sdlora.training.run import Run
 
+    if arguments.output:
+        require_place(arguments.output, ".safetensors")
     folder = Path(arguments.run).expanduser()
     named = Home.default().runs / arguments.run
     job = Run.open(folder if folder.is_dir() or not named.is_dir() else named)
@@ -37,10 +40,17 @@ def run(arguments: argparse.Namespace) -> int:
 def _change(job: "Run", changes: dict[str, str]) -> None:
     from sdlora import options
     from sdlora.config import TrainConfig
+    from sdlora.training.run import step_of
 
     changed = options.build(TrainConfig, {**options.flatten(job.config), **changes})
     for leaf in options.walk(TrainConfig):
         if leaf.path in changes and not leaf.meta.resumable:
             raise ConfigError(f"{leaf.path} cannot change within a run.", "Start a new run for that.")
     with job.locked():
+        done = step_of(job.checkpoints()[-1]) if job.checkpoints() else 0
+        if changed.loop.steps < done:
+            raise ConfigError(
+                f"loop.steps = {changed.loop.steps} is too few: the run has done {done} steps.",
+                "Give more, or take an earlier checkpoint's adapter.safetensors as it is.",
+            )
         write_atomic(job.path / "config.toml", options.to_toml(changed))

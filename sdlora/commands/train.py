@@ -17,6 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from sdlora.commands.progress import Progress
+from sdlora.commands.written import require_place
 from sdlora.errors import ConfigError, UserError
 from sdlora.events import RunEnded
 from sdlora.files import replacing
@@ -43,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from sdlora.training.run import Run
 
+    if arguments.output:
+        require_place(arguments.output, ".safetensors")
     made_before = arguments.run is not None and (arguments.run / "config.toml").exists()
     if made_before and arguments.dataset is None:
         job = Run.open(arguments.run)
@@ -56,10 +59,11 @@ def run(arguments: argparse.Namespace) -> int:
 def configuration(arguments: argparse.Namespace) -> "TrainConfig":
     """What the words of the command line ask for: preset, then file, then flags.
 
-    Raises ConfigError for a wrong option and for a dataset that was not named.
+    Raises ConfigError for a wrong option and DatasetError for a dataset that is not there.
     """
     from sdlora import options
     from sdlora.config import TrainConfig
+    from sdlora.data.folder import require_folder
     from sdlora.presets import preset
 
     values: dict[str, object] = {}
@@ -78,7 +82,9 @@ def configuration(arguments: argparse.Namespace) -> "TrainConfig":
     recipe = {} if arguments.config else preset("balanced", subject=subject, model=model)
     if arguments.preset:
         recipe = preset(arguments.preset, subject=subject, model=model)
-    return options.build(TrainConfig, {**recipe, **values})
+    config = options.build(TrainConfig, {**recipe, **values})
+    require_folder(Path(config.data.folder))
+    return config
 
 
 def follow(job: "Run", *, output: Path | None, as_json: bool) -> int:
@@ -126,6 +132,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not in UTF-8"
         raise UserError(
-            f"{path} cannot be read: {error}.", "Give a TOML file, such as `sdlora options --toml` writes."
+            f"{path} cannot be read: {reason}.", "Give a TOML file, such as `sdlora options --toml` writes."
         ) from None

@@ -1,7 +1,11 @@
-"""What the commands that make adapter files have in common."""
+"""What the commands that make files have in common."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from sdlora.errors import ConfigError
+from sdlora.files import require_writable
 
 if TYPE_CHECKING:
     from sdlora.network.merge import Written
@@ -10,6 +14,17 @@ if TYPE_CHECKING:
 def add_dtype(parser: argparse.ArgumentParser) -> None:
     """The number format of the file."""
     parser.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), default="fp16", help="its number format")
+
+
+def require_place(output: Path, suffix: str) -> None:
+    """A file of that kind can be written at `output`, which is known before the work.
+
+    Raises ConfigError for another suffix and StorageError for a place that takes no file.
+    """
+    if output.suffix.lower() != suffix:
+        name = output.stem or "name"
+        raise ConfigError(f'--output "{output}" is no {suffix} file.', f"Write {name}{suffix}.")
+    require_writable(output)
 
 
 def told(written: "Written") -> str:

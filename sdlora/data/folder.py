@@ -20,7 +20,7 @@ from sdlora.data.decode import Facts, TooLarge, inspect
 from sdlora.data.items import Dataset, Item, Kind, Problem
 from sdlora.errors import DatasetError
 
-__all__ = ["Dataset", "Item", "Problem", "is_image", "is_mask", "is_passed_over", "scan"]
+__all__ = ["Dataset", "Item", "Problem", "is_image", "is_mask", "is_passed_over", "require_folder", "scan"]
 
 MASK = "-masklabel"
 MANY_REPEATS = 200
@@ -199,11 +199,16 @@ class _Scan:
                 self.tell(path, "metadata", text)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """All files below `folder` that are not hidden, in the order of their names."""
+def require_folder(folder: Path) -> None:
+    """Raises DatasetError unless `folder` is a folder, which is known before any work."""
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise DatasetError(f"The dataset {folder} {what}.", "Name a folder that holds images.")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below `folder` that are not hidden, in the order of their names."""
+    require_folder(folder)
     found = 0
     for root, folders, names in os.walk(folder, onerror=_raise_unreadable):
         folders[:] = sorted(name for name in folders if not is_passed_over(name))

@@ -52,7 +52,7 @@ def decode(data: bytes) -> tuple[str, bool]:
     try:
         return data.decode("utf-8-sig"), True
     except UnicodeDecodeError as error:
-        if error.reason == "unexpected end of data":  # cut by the length limit
+        if error.reason == "unexpected end of data" and len(data) > 4 * LENGTH_LIMIT:  # cut by the limit
             return data[: error.start].decode("utf-8-sig"), True
     try:
         return data.decode("cp1252"), False  # what Windows means by Latin-1

@@ -69,7 +69,8 @@ class Container:
                 length = _header_length(path, head, size)
                 text = file.read(length)
         except OSError as error:
-            raise AdapterError(f"{path} cannot be read: {error.strerror or error}.") from None
+            reason = f"{path} cannot be read: {error.strerror or error}."
+            raise AdapterError(reason, "Name a .safetensors file.") from None
         header = _parsed(path, text)
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):

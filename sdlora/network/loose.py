@@ -17,7 +17,10 @@ def loras(file: AdapterFile) -> dict[Layer, Lora]:
     Raises AdapterError when it holds anything but LoRA, or keys of no known form.
     """
     if file.foreign:
-        raise AdapterError(f"{file.path} holds {file.foreign[0][:100]}, which no kind of adapter knows.")
+        raise AdapterError(
+            f"{file.path} holds {file.foreign[0][:100]}, which no kind of adapter knows.",
+            "Give a file that `sdlora inspect` reads whole.",
+        )
     found: dict[Layer, Lora] = {}
     for name in file.groups:
         if file.kinds_of(name) != (Lora,):

@@ -10,7 +10,7 @@ from sdlora.errors import AdapterError
 from sdlora.network.attach import module_of
 from sdlora.network.codec import AdapterFile, save
 from sdlora.network.loose import loras, shape_of
-from sdlora.network.merge import Written
+from sdlora.network.merge import Written, check_range
 from sdlora.network.spectrum import of_lora, of_matrix, rank_for
 from sdlora.network.targets import layers
 
@@ -23,6 +23,9 @@ def resize(
     A layer keeps at most `rank` (0: no limit), enough for the part `energy` of its squared norm, and only
     singular values above the largest / `ratio` (0: no limit). Raises AdapterError for anything but LoRA.
     """
+    check_range("rank", rank, low=0)
+    check_range("energy", energy, low=0, high=1)
+    check_range("ratio", ratio, low=0)
     file = AdapterFile.open(path)
     small: dict[Layer, Lora] = {}
     kept = total = 0.0
@@ -46,6 +49,7 @@ def extract(tuned: Family, base: Family, *, output: Path, rank: int = 32, dtype:
         raise AdapterError(
             f"{tuned.title} and {base.title} are no model and its base.", "Choose two of one family."
         )
+    check_range("rank", rank, low=1)
     made: dict[Layer, Lora] = {}
     kept = total = 0.0
     for layer, module in layers(base, (nn.Linear, nn.Conv2d)):

@@ -27,6 +27,8 @@ from sdlora.network.container import Container
 from sdlora.options import Value
 from sdlora.training.run import Run
 
+_GO_BACK = "Delete the folder {} to go on from the checkpoint before."
+
 
 @dataclass(frozen=True)
 class Fixed:
@@ -81,11 +83,15 @@ class Checkpoint:
         folders = run.checkpoints()
         if not folders:
             return None
+        hint = _GO_BACK.format(folders[-1])
         try:
             held = json.loads((folders[-1] / "state.json").read_text(encoding="utf-8"))
-            return cls(folders[-1], held["step"], Fixed(**held["fixed"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _damaged(folders[-1], error) from None
+            return cls(folders[-1], int(held["step"]), Fixed(**held["fixed"]))
+        except OSError as error:
+            told = RunError(f"{error.filename} cannot be read: {error.strerror}.", hint)
+        except (ValueError, KeyError, TypeError):
+            told = RunError(f"{folders[-1] / 'state.json'} is damaged.", hint)
+        raise told
 
     def state(self) -> dict[str, Tensor]:
         """What `TrainStep.restore` takes. Raises RunError when the file is damaged."""
@@ -93,7 +99,7 @@ class Checkpoint:
             held = Container.open(self.folder / "state.safetensors")
             return held.read(held.entries)
         except AdapterError as error:
-            raise _damaged(self.folder, error) from None
+            raise RunError(error.message, _GO_BACK.format(self.folder)) from None
 
 
 def save(
@@ -157,9 +163,3 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _damaged(folder: Path, error: Exception) -> RunError:
-    return RunError(
-        f"The checkpoint {folder} is damaged: {error}.", "Delete its folder to go on from the one before."
-    )

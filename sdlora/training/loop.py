@@ -116,6 +116,9 @@ class Loop:
                 self._obey()
                 self._save_when_due()
                 self._preview_when_due()
+        if session.start >= steps:
+            text = f"All {session.start} steps of this run were done already."
+            session.tell(Notice(text=text, hint="Give more of them with --loop.steps."))
         if self.done:
             self._tell_results(self.results.flush())
             session.save_checkpoint(self.done)

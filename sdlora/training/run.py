@@ -53,6 +53,8 @@ class Run:
         """A new run in exactly `folder`. Raises RunError when something lies there already."""
         if (folder / "config.toml").exists():
             raise RunError(f"{folder} holds a run already.", "Resume it, or name another folder.")
+        if folder.exists() and not folder.is_dir():
+            raise RunError(f"{folder} is a file, and a run is a folder.", "Name a new or an empty folder.")
         if folder.exists() and any(folder.iterdir()):
             raise RunError(f"{folder} is not empty.", "Name a new or an empty folder.")
         if folder.exists():
@@ -69,8 +71,9 @@ class Run:
     @property
     def config(self) -> TrainConfig:
         """What the run was told. Raises ConfigError when the file was damaged."""
-        text = (self.path / "config.toml").read_text(encoding="utf-8")
-        return options.build(TrainConfig, options.from_toml(text))
+        path = self.path / "config.toml"
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        return options.build(TrainConfig, options.from_toml(text, str(path)))
 
     @property
     def status(self) -> Status:
@@ -90,7 +93,8 @@ class Run:
     def checkpoints(self) -> tuple[Path, ...]:
         """The whole checkpoints, oldest first."""
         folders = (self.path / "checkpoints").glob("step-*")
-        return tuple(sorted((path for path in folders if path.suffix != ".tmp"), key=step_of))
+        whole = (path for path in folders if path.name.removeprefix("step-").isdecimal())
+        return tuple(sorted(whole, key=step_of))
 
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint of `step` is, if there is one."""
@@ -116,15 +120,15 @@ class Run:
     def take_commands(self) -> list[Command]:
         """The waiting commands in their order; they are gone from the folder."""
         taken: list[Command] = []
-        for file in sorted((self.path / "commands").glob("*.json")):
+        for file in self._commands():
             taken.append(json.loads(file.read_text(encoding="utf-8"))["command"])
             file.unlink()
         return taken
 
     def told_to_stop(self) -> bool:
         """Whether a `stop` waits; it goes on waiting."""
-        files = (self.path / "commands").glob("*.json")
-        return any(json.loads(file.read_text(encoding="utf-8"))["command"] == "stop" for file in files)
+        texts = (file.read_text(encoding="utf-8") for file in self._commands())
+        return any(json.loads(text)["command"] == "stop" for text in texts)
 
     def report(self, *happened: Event) -> None:
         """The events stand in the run's file. Only for the process that holds the lock."""
@@ -143,7 +147,7 @@ class Run:
             for half in (self.path / "checkpoints").glob("*.tmp"):
                 shutil.rmtree(half, ignore_errors=True)
             last = self._last_event()
-            for file in (self.path / "commands").glob("*.json"):
+            for file in self._commands():
                 if last is not None and int(file.stem) < last.time * 1e9:
                     file.unlink()
             yield
@@ -152,6 +156,9 @@ class Run:
     def _make(cls, config: TrainConfig, folder: Path) -> "Run":
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(folder, error) from error
+        try:
             folder.mkdir()
         except FileExistsError:
             raise
@@ -168,6 +175,11 @@ class Run:
             raise storage_error(folder, error) from error
         write_atomic(folder / "config.toml", options.to_toml(config))
         return cls(folder)
+
+    def _commands(self) -> list[Path]:
+        """The waiting commands, oldest first; a file that another program left there is none."""
+        files = (self.path / "commands").glob("*.json")
+        return sorted(file for file in files if file.stem.isdecimal())
 
     def _end_torn_line(self) -> None:
         path = self.path / "events.jsonl"

@@ -12,7 +12,7 @@ from sdlora.config import TrainConfig
 from sdlora.contracts import Family
 from sdlora.data.folder import scan
 from sdlora.data.items import Dataset
-from sdlora.events import CheckpointSaved, Event, RunStarted
+from sdlora.events import CheckpointSaved, Event, Notice, RunStarted
 from sdlora.network import codec
 from sdlora.network.attach import Network, create
 from sdlora.runtime import Runtime
@@ -23,6 +23,8 @@ from sdlora.training.run import Run
 from sdlora.training.step import TrainStep
 
 Tell = Callable[[Event], None]
+
+PROBLEMS_TOLD = 8
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Session:
         )
         if last is not None:
             last.fixed.require_same(fixed)
+        for text in _problems(dataset):
+            tell(Notice(text=text))
         _lay_out(family)
         network = create(family, _taught(config), seed=config.loop.seed)
         train_step = TrainStep(family, network, config)
@@ -133,3 +137,11 @@ def _lay_out(family: Family) -> None:
     """The UNet's kernels lie in memory as tensor cores read them; its values are the same."""
     if family.device.type == "cuda":
         family.components["unet"].to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+
+
+def _problems(dataset: Dataset) -> Iterator[str]:
+    """What is wrong with the images and captions, the worst first, and how much of it is not told here."""
+    found = sorted(dataset.problems, key=lambda problem: not problem.fatal)
+    yield from (problem.text for problem in found[:PROBLEMS_TOLD])
+    if len(found) > PROBLEMS_TOLD:
+        yield f"{len(found) - PROBLEMS_TOLD} more things are wrong with the images or captions."

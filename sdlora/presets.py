@@ -66,7 +66,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 )
 
 # The options that the page shows together with the presets.
-SUBJECT, STEPS = "output.subject", "loop.steps"
+SUBJECT, MODEL, STEPS = "output.subject", "base.model", "loop.steps"
 
 # What a subject asks for whatever the length: a style has no left and right, a person does, and a style
 # must answer to captions that never name it.

@@ -59,12 +59,8 @@ class Page:
         """Each tab leads to the next, and shows what is true when it is opened."""
         train, generate = self.train, self.generate
         everything = train.form.components
-        blocks.load(
-            told(self._open),
-            self.datasets.base,
-            [self.tabs, *self.datasets.shown, *generate.refreshed, *self.runs.shown],
-            **_QUIET,
-        )
+        shown = [*self.datasets.shown, *everything.values(), *generate.refreshed, *self.runs.shown]
+        blocks.load(told(self._open), [self.datasets.base, *train.recipe], [self.tabs, *shown], **_QUIET)
         self.datasets.train.click(
             told(self._to_train), self.datasets.chosen, [self.tabs, *everything.values()], **_QUIET
         )
@@ -87,13 +83,13 @@ class Page:
             told(self.adapters.show), self.adapters.chosen, self.adapters.inspector, **_QUIET
         )
 
-    def _open(self, base: str, request: gr.Request) -> Updates:
+    def _open(self, base: str, name: str, subject: str, model: str, request: gr.Request) -> Updates:
         """What a fresh or reloaded page shows; `/?tab=runs` opens a tab."""
         wanted = request.query_params.get("tab", "")
-        tab = {self.tabs: gr.Tabs(selected=wanted)} if wanted else {}
         return {
-            **tab,
+            **({self.tabs: gr.Tabs(selected=wanted)} if wanted else {}),
             **self.datasets.refresh(None, base),
+            **self.train.choose(name, subject, model),
             **self.generate.start_over(),
             **self.runs.show(""),
         }

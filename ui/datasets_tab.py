@@ -1,5 +1,6 @@
 """Datasets: bring pictures, see what is wrong with them, write their captions."""
 
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class DatasetsTab:
         self._layout()
         self.shown = [
             self.chosen, self.health, self.grid, self.nothing, self.tools, self.train, self.message,
-            self.undo, self.removed, self.base,
+            self.undo, self.removed, self.base, *self.samples.values(),
         ]  # fmt: skip
         self._connect()
 
@@ -58,6 +59,13 @@ class DatasetsTab:
             self.message = gr.HTML(elem_id="datasets-message")
             self.undo = gr.Button("Undo", visible=False, size="sm", elem_id="undo-remove")
             self.nothing = gr.HTML(_NONE)
+            with gr.Row(elem_classes="actions middle"):
+                self.samples = {
+                    name: gr.Button(
+                        f"Try with the sample set “{name}”", visible=False, min_width=200, scale=0
+                    )
+                    for name in self.studio.datasets.samples()
+                }
             with gr.Accordion("Change many captions at once", open=False, visible=False) as self.tools:
                 self._bulk()
             self.grid = widget("captions", None, elem_id="captions")
@@ -105,6 +113,8 @@ class DatasetsTab:
         self.drop.upload(
             told(self._add), [*at, self.drop], [self.drop, *self.shown], api_visibility="private"
         )
+        for name, button in self.samples.items():
+            button.click(told(partial(self._sample, name)), self.base, self.shown, **_QUIET)
         self.grid.edit(told(self._edit), at, [self.health, self.grid], **_QUIET)
         self.grid.delete(told(self._remove), at, self.shown, **_QUIET)
         self.undo.click(told(self._bring_back), [*at, self.removed], self.shown, **_QUIET)
@@ -128,6 +138,7 @@ class DatasetsTab:
             self.base: gr.update(visible=there, choices=list(self.studio.models.names())),
             self.train: gr.update(visible=there),
             self.message: message,
+            **{button: gr.update(visible=not self._choices()) for button in self.samples.values()},
             self.undo: gr.update(visible=bool(undo[0])),
             self.removed: undo,
         }
@@ -150,6 +161,9 @@ class DatasetsTab:
         made = self.studio.datasets.create(name)
         message = note(f"{made} is there. Drop its pictures above.", kind="good")
         return {self.new: "", **self.show(made, base, message=message)}
+
+    def _sample(self, name: str, base: str) -> Updates:
+        return self.show(self.studio.datasets.take_sample(name), base)
 
     def _register(self, folder: str, base: str) -> Updates:
         return self.show(self.studio.datasets.register(folder), base)

@@ -80,7 +80,7 @@ class GenerateTab:
                 elem_id="restore",
                 elem_classes="drop",
             )
-            gr.HTML("<h3>Earlier pictures</h3>")
+            gr.HTML("<h2>Earlier pictures</h2>")
             self.history = widget(
                 "gallery", _sheet(self.studio.history.pictures(_HISTORY)), elem_id="history"
             )

@@ -39,7 +39,7 @@ def facts(rows: Iterable[tuple[str, Cell]]) -> str:
 
 def empty(title: str, text: str) -> str:
     """What a screen says while there is nothing to show: what belongs here, and how it gets here."""
-    return f'<div class="empty"><h3>{escape(title)}</h3><p>{escape(text)}</p></div>'
+    return f'<div class="empty"><p class="title">{escape(title)}</p><p>{escape(text)}</p></div>'
 
 
 def chips(words: Iterable[str]) -> str:

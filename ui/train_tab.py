@@ -9,8 +9,8 @@ import gradio as gr
 
 from sdlora.config import TrainConfig
 from sdlora.errors import SdloraError
-from sdlora.options import build, from_toml, to_toml
-from sdlora.presets import PRESETS, STEPS, SUBJECT, Preset, preset
+from sdlora.options import build, flatten, from_toml, to_toml
+from sdlora.presets import MODEL, PRESETS, STEPS, SUBJECT, Preset, preset
 from sdlora.service.studio import Studio, TrainPlan
 from ui.form import Form
 from ui.handling import told
@@ -40,11 +40,16 @@ class TrainTab:
         self.studio = studio
         self.form = Form(TrainConfig, sources=_sources(studio))
         self._layout()
-        for component, update in self._choose(_FIRST, "style", "builtin").items():
+        for component, update in self.choose(_FIRST, "style", "builtin").items():
             component.value = update["value"]
         self.checked = [self.plan, self.start, self.toml]
         self.form.connect()
         self._connect()
+
+    @property
+    def recipe(self) -> list[Any]:  # Any: gradio's components
+        """What decides the recipe: its length, the subject, the base."""
+        return [self.preset, self.form.components[SUBJECT], self.form.components[MODEL]]
 
     @property
     def shown(self) -> list[Any]:  # Any: gradio's components
@@ -104,13 +109,12 @@ class TrainTab:
 
     def _connect(self) -> None:
         every = self.form.components
-        recipe = [self.preset, every[SUBJECT], every["base.model"]]
         gr.on(
             [component.change for component in every.values()], told(self.check), None, self.checked,
             inputs_kwargs=every, trigger_mode="always_last", **_QUIET,
         )  # fmt: skip
         gr.on(
-            [component.select for component in recipe], told(self._choose), recipe,
+            [component.select for component in self.recipe], told(self.choose), self.recipe,
             list(every.values()), **_QUIET,
         )  # fmt: skip
         self.load.upload(told(self._load), self.load, list(every.values()), **_QUIET)
@@ -144,12 +148,15 @@ class TrainTab:
         """The settings of the run called `name`."""
         return self.form.show_config(self.studio.runs.config(name))
 
-    def _choose(self, name: str, subject: str, model: str) -> Updates:
+    def choose(self, name: str, subject: str, model: str) -> Updates:
+        """The recipe called `name`, for what is taught to which base."""
         return self.form.show(preset(name, subject=subject, model=model))
 
     def _load(self, file: str) -> Updates:
-        text = Path(file).read_text(encoding="utf-8", errors="replace")
-        return self.form.show_config(build(TrainConfig, from_toml(text, Path(file).name)))
+        """What the file says is shown; what it does not say stays as it is."""
+        said = from_toml(Path(file).read_text(encoding="utf-8", errors="replace"), Path(file).name)
+        checked = flatten(build(TrainConfig, said))
+        return self.form.show({path: checked[path] for path in said})
 
 
 _NO_DATASET = note("No dataset is chosen.", hint="Choose one above, or bring pictures in the tab Datasets.")

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import sdlora
 from sdlora.data import buckets, edit, intake
 from sdlora.data.edit import Change
 from sdlora.data.folder import scan
@@ -18,6 +19,10 @@ from sdlora.home import Home
 from sdlora.service.trash import Trash
 
 __all__ = ["Added", "Change", "Datasets", "Overview", "Picture", "Report"]
+
+
+# Beside the package where it is run from its repository; elsewhere there is no such folder.
+SAMPLES = Path(sdlora.__file__).resolve().parents[1] / "datasets"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +56,19 @@ class Datasets:
     def folders(self) -> dict[str, Path]:
         """Name -> folder of each dataset, in the order of their names."""
         return intake.datasets(self.root)
+
+    def samples(self) -> dict[str, Path]:
+        """The sets of pictures that come with sdlora and are not among the datasets: name -> folder."""
+        return {} if self.root.resolve() == SAMPLES else intake.datasets(SAMPLES)
+
+    def take_sample(self, name: str) -> str:
+        """A copy of the sample set is a dataset; its name. Raises DatasetError when there is none such."""
+        samples = self.samples()
+        if name not in samples:
+            raise DatasetError(f'There is no sample set "{name}".', "Bring pictures of your own.")
+        made = self.create(name)
+        self.add(made, sorted(path for path in samples[name].iterdir() if path.suffix in (".png", ".txt")))
+        return made
 
     def create(self, name: str) -> str:
         """A new empty dataset; its name. Raises DatasetError when it is taken or empty."""

@@ -54,3 +54,11 @@ def test_a_folder_elsewhere_stays_where_it_is(studio: Studio, image_folder: Path
     assert studio.datasets.folder(name) == image_folder
     with pytest.raises(DatasetError, match="no folder"):
         studio.datasets.register("/nowhere/at/all")
+
+
+def test_a_sample_set_is_taken_as_a_copy(studio: Studio) -> None:
+    for name, folder in studio.datasets.samples().items():
+        made = studio.datasets.folder(studio.datasets.take_sample(name))
+        assert made != folder and studio.datasets.overview(name).report is not None
+    with pytest.raises(DatasetError, match="no sample set"):
+        studio.datasets.take_sample("nothing")

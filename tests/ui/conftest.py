@@ -105,7 +105,7 @@ def visit(page: "Page", server: Server, query: str = "") -> None:
     """The page is there and has its first answer."""
     page.goto(server.url + query)
     page.wait_for_selector("[role=tab]")
-    page.wait_for_selector("#health :is(h2, h3)", state="attached")
+    page.wait_for_selector("#health :is(h2, .title)", state="attached")
 
 
 def open_tab(page: "Page", name: str) -> None:

@@ -42,9 +42,20 @@ def test_1_pictures_are_brought_and_captions_written(
     assert "owned" not in page.title()
 
 
-def test_2_the_base_is_trained_and_the_run_outlives_page_and_server(page: "Page", server: Server) -> None:
+def test_2_the_base_is_trained_and_the_run_outlives_page_and_server(
+    page: "Page", server: Server, tmp_path: Path
+) -> None:
+    from playwright.sync_api import expect
+
     page.get_by_role("button", name="Train with this dataset").click()
     page.get_by_text("It fits").wait_for()
+    (tmp_path / "few.toml").write_text("[preview]\nevery = 6\nsteps = 2\n")
+    page.get_by_text("These settings as a file").click()
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Load settings (.toml)").click()
+    chooser.value.set_files(tmp_path / "few.toml")
+    page.get_by_text("Previews", exact=True).first.click()
+    expect(page.locator(field(page, "preview.every"))).to_have_value("6")
     page.locator(field(page, "output.name")).fill("ink")
     page.locator(field(page, "loop.steps")).fill("-3")
     page.get_by_role("button", name="Start training").wait_for()

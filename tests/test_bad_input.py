@@ -135,10 +135,10 @@ RUNS = {
     "resume {place}/other-base": ("base.model was 'builtin'", "begin a new run"),
     "resume {place}/torn-config": ("torn-config/config.toml", "not valid TOML"),
     "resume {place}/binary-config": ("binary-config/config.toml", "not valid TOML"),
-    "resume {place}/torn-json": ("step-000002/state.json is damaged", "checkpoint before"),
-    "resume {place}/no-json": ("step-000002/state.json cannot be read", "checkpoint before"),
-    "resume {place}/torn-state": ("step-000002/state.safetensors", "checkpoint before"),
-    "resume {place}/no-state": ("step-000002/state.safetensors cannot be read", "checkpoint before"),
+    "resume {place}/torn-json": ("step-000002 is damaged", "state.json", "Delete its folder"),
+    "resume {place}/no-json": ("step-000002 is damaged", "state.json cannot be read"),
+    "resume {place}/torn-state": ("step-000002 is damaged", "state.safetensors"),
+    "resume {place}/no-state": ("step-000002 is damaged", "state.safetensors cannot be read"),
 }
 
 

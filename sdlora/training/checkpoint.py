@@ -27,8 +27,6 @@ from sdlora.network.container import Container
 from sdlora.options import Value
 from sdlora.training.run import Run
 
-_GO_BACK = "Delete the folder {} to go on from the checkpoint before."
-
 
 @dataclass(frozen=True)
 class Fixed:
@@ -83,15 +81,13 @@ class Checkpoint:
         folders = run.checkpoints()
         if not folders:
             return None
-        hint = _GO_BACK.format(folders[-1])
         try:
             held = json.loads((folders[-1] / "state.json").read_text(encoding="utf-8"))
             return cls(folders[-1], int(held["step"]), Fixed(**held["fixed"]))
         except OSError as error:
-            told = RunError(f"{error.filename} cannot be read: {error.strerror}.", hint)
+            raise _damaged(folders[-1], f"its state.json cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError):
-            told = RunError(f"{folders[-1] / 'state.json'} is damaged.", hint)
-        raise told
+            raise _damaged(folders[-1], "its state.json is not what was written") from None
 
     def state(self) -> dict[str, Tensor]:
         """What `TrainStep.restore` takes. Raises RunError when the file is damaged."""
@@ -99,7 +95,7 @@ class Checkpoint:
             held = Container.open(self.folder / "state.safetensors")
             return held.read(held.entries)
         except AdapterError as error:
-            raise RunError(error.message, _GO_BACK.format(self.folder)) from None
+            raise _damaged(self.folder, error.message.removesuffix(".")) from None
 
 
 def save(
@@ -163,3 +159,8 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _damaged(folder: Path, reason: str) -> RunError:
+    hint = "Delete its folder to go on from the one before."
+    return RunError(f"The checkpoint {folder} is damaged: {reason}.", hint)

@@ -156,7 +156,7 @@ class GenerateTab:
         return {self.drop: None, **self._shown(self.studio.restore(Path(file)))}
 
     def _reuse(self, event: gr.EventData) -> Updates:
-        return self._shown(self.studio.restore(self.studio.drawn(Path(event.path))))
+        return self._shown(self.studio.restore(self.studio.drawn(Path(event.file))))
 
     def _trigger(self, prompt: str, event: gr.EventData) -> str:
         word: str = event.trigger
@@ -223,7 +223,7 @@ def _outcome(job: Job) -> str:
 def _sheet(pictures: tuple[Path, ...]) -> dict[str, object]:
     return {
         "items": [
-            {"url": file_url(path), "path": str(path), "name": path.name, "alt": f"Picture {path.stem}"}
+            {"url": file_url(path), "file": str(path), "name": path.name, "alt": f"Picture {path.stem}"}
             for path in pictures
         ]
     }

@@ -54,8 +54,8 @@ class RunsTab:
                 self.use = gr.Button("Use in Generate", elem_id="run-use", scale=0, min_width=150)
                 self.resume = gr.Button("Resume", elem_id="run-resume", scale=0, min_width=110)
                 self.stop = gr.Button("Stop and save", elem_id="run-stop", scale=0, min_width=130)
-                self.preview = gr.Button("Draw previews now", scale=0, min_width=150)
-                self.save = gr.Button("Save a checkpoint now", scale=0, min_width=170)
+                self.preview = gr.Button("Preview now", scale=0, min_width=120)
+                self.save = gr.Button("Save now", scale=0, min_width=100)
                 self.again = gr.Button("Train again…", elem_id="run-again", scale=0, min_width=120)
                 self.remove = gr.Button("Move to trash", elem_id="run-remove", scale=0, min_width=120)
         with gr.Row(equal_height=False, elem_classes="split"):

@@ -99,6 +99,8 @@ def test_3_two_adapters_are_mixed_and_the_picture_restores_the_form(
     assert page.get_by_label("Text encoder weight of ink").input_value() == "0.8"
     page.get_by_role("button", name="Generate", exact=True).click()
     page.locator("#results img").wait_for(timeout=PATIENCE)
+    page.locator("#history").get_by_role("button", name="Use the settings of").first.click()
+    page.get_by_text("its seed included").wait_for()
     first, second = sorted((server.home / "outputs").rglob("*.png"), key=os.path.getmtime)
     assert first.read_bytes() == second.read_bytes()
 

@@ -1,9 +1,9 @@
-// value: {items: [{url, path, name, alt}]}
-// events: select {path}: its settings are wanted
+// value: {items: [{url, file, name, alt}]}
+// events: select {file}: its settings are wanted. (Gradio takes a datum called "path" for an upload.)
 const figure = (item) => h("figure", {},
   h("a", { href: item.url, target: "_blank", rel: "noopener", title: `Open ${item.name}` },
     h("img", { src: item.url, alt: item.alt, loading: "lazy" })),
-  h("button", { type: "button", class: "quiet", "aria-label": `Use the settings of ${item.name}`, onclick: () => trigger("select", { path: item.path }) },
+  h("button", { type: "button", class: "quiet", "aria-label": `Use the settings of ${item.name}`, onclick: () => trigger("select", { file: item.file }) },
     "Use settings"));
 
 let known = "";

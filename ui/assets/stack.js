@@ -37,9 +37,9 @@ const build = (row, index) => {
     h("label", { class: "weight" }, h("span", {}, "Weight"), slider, number),
     h("label", { class: "text" }, h("span", { title: "How strongly it changes the text encoder; empty is the weight itself" }, "Text"), text),
     h("button", {
-      type: "button", class: "quiet", "aria-label": `Remove ${row.name}`,
+      type: "button", class: "quiet", title: "Remove from the mix", "aria-label": `Remove ${row.name}`,
       onclick: () => assign(props.value.rows.filter((_, at) => at !== index)),
-    }, "Remove"),
+    }, "✕"),
     row.triggers.length > 0 && h("div", { class: "chips" }, h("span", { class: "dim" }, "Add to prompt:"),
       row.triggers.map((word) => h("button", { type: "button", onclick: () => trigger("select", { trigger: word }) }, word))),
     row.note && h("p", { class: "warn" }, row.note));

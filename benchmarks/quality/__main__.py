@@ -1,27 +1,32 @@
 """`python -m benchmarks.quality [base] [lora] [plain]`: the built-in base and adapters on it, judged.
 
 Writes `report.json` and picture sheets into the output folder and prints the report. Without a part
-named, all are run: some twenty minutes on two free CPU cores, most of them for painting.
+named, all are run: some forty minutes on two free CPU cores, three on a large GPU.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from recipes.builtin_base import sheet
+from sdlora.loading import builtin, load_family
+from sdlora.runtime import Runtime
+from sdlora.training.run import Run
 
 from . import base, judge, lora, painter, plain
 
 HERE = Path(__file__).parent
-PARTS = ("base", "lora", "plain")
 TRAIN = (
     "--loop.steps 300 --loop.batch_size 4 --adapter.rank 16 --adapter.alpha 16"
     " --optimizer.lr 4e-3 --optimizer.text_lr 1e-3"
 )
 """What teaches this base in 300 steps: it is narrow, so its rates are some ten times those of large bases."""
+SLOWER = (1, 4)
+"""The plain loop is run at our learning rate, and at our rate over each of these others."""
 
 
 def main() -> None:
@@ -30,10 +35,12 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "report.json"
     report = json.loads(path.read_text()) if path.exists() else {}
-    jury = judge.load(HERE / "judge.safetensors")
+    machine = Runtime.choose(options.device, "fp32")
+    options.device = machine.device
+    jury = judge.load(HERE / "judge.safetensors", machine.device)
     for part in options.parts or PARTS:
-        report[part] = globals()[f"_{part}"](options, jury)
-        report[part]["machine"] = f"{torch.get_num_threads()} CPU threads, torch {torch.__version__}"
+        told = PARTS[part](options, jury)
+        report[part] = {**told, "machine": f"{machine.title}, torch {torch.__version__}"}
         path.write_text(json.dumps(report, indent=2) + "\n")
         print(json.dumps({part: report[part]}, indent=2), flush=True)
 
@@ -41,8 +48,8 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)}")
-    parser.add_argument("--assets", type=Path, default=HERE.parents[1] / "sdlora" / "assets" / "builtin")
     parser.add_argument("--output", type=Path, default=HERE / "out")
+    parser.add_argument("--device", default="auto", help="where to train, paint and judge: auto, cpu, cuda")
     parser.add_argument("--prompts", type=int, default=200, help="prompts of the base")
     parser.add_argument(
         "--subjects", type=int, default=100, help="subjects of the style, and prompts of others"
@@ -56,13 +63,14 @@ def _options() -> argparse.Namespace:
 
 
 def _base(options: argparse.Namespace, jury: judge.Jury) -> dict:
-    model = painter.load(options.assets)
+    model = painter.load(builtin(), device=options.device)
     requests = [base.Request(**r) for r in json.loads((HERE / "prompts.json").read_text())][: options.prompts]
+    model.paint(base.SHOWN[:1], steps=2)  # what a process does once is not what a picture takes
     started = time.monotonic()
-    report, pixels = base.measure(model, jury, requests, guidance=lora.GUIDANCE, seed=options.seed, batch=20)
+    report, pixels = base.measure(model, jury, requests, guidance=lora.GUIDANCE, seed=options.seed)
     report["seconds_a_picture"] = round((time.monotonic() - started) / len(requests), 2)
     started = time.monotonic()
-    model.paint([base.SHOWN[0]], guidance=lora.GUIDANCE)
+    model.paint(base.SHOWN[:1], guidance=lora.GUIDANCE)
     report["seconds_one_picture_alone"] = round(time.monotonic() - started, 2)
     sheet.save(options.output / "asked.png", pixels[:80], [f"{r.subject} {r.set}" for r in requests[:80]])
     sheet.save(options.output / "shown.png", model.paint(base.SHOWN, guidance=lora.GUIDANCE), base.SHOWN)
@@ -70,58 +78,76 @@ def _base(options: argparse.Namespace, jury: judge.Jury) -> dict:
 
 
 def _lora(options: argparse.Namespace, jury: judge.Jury) -> dict:
-    from sdlora.loading import load_family
-
-    words = options.train.split()
-    trained = {
-        name: lora.train(lora.DATASETS / name, options.output, *words) for name in ("ink-style", "character")
-    }
-    ink, figure = (Path(str(t["file"])) for t in trained.values())
-    family = load_family("builtin", device="cpu", dtype=torch.float32)
-    bench = lora.Bench.of(family, painter.load(options.assets), jury)
+    words = (*options.train.split(), "--loop.device", str(options.device))
+    ink, figure = (
+        lora.train(lora.DATASETS / name, options.output, *words) for name in ("ink-style", "character")
+    )
+    family = load_family("builtin", device=options.device, dtype=torch.float32)
+    bench = lora.Bench.of(family, painter.load(builtin(), device=options.device), jury)
     subjects, asked = lora.style_subjects(jury, options.subjects), lora.meetings(options.subjects * 2 // 5)
-    styled, pictures = lora.style(jury, lambda p: bench.paint(p, ink), subjects)
+    styled, pictures = lora.style(jury, lambda p: bench.paint(p, ink.file), subjects)
     unstyled, plain_pictures = lora.style(jury, bench.paint, subjects)
     prompts = [m.prompt for m in asked]
-    met, alone = bench.paint(prompts, figure), bench.paint(prompts)
+    met, alone = bench.paint(prompts, figure.file), bench.paint(prompts)
     untriggered = [f"an icon of {s.replace('-', ' ')}" for s in subjects[: len(asked)]]
     stacked = [f"an ink icon of zibbo {m.pose}" for m in asked if m.pose]
-    mixed = bench.paint(stacked, ink, figure)
-    rows = [plain_pictures[:10], pictures[:10], met[:10], mixed[:10]]
-    labels = [f"{kind}: {text}" for kind, texts in zip(
-        ("base", "ink", "character", "both"), (subjects, subjects, prompts, stacked), strict=True
-    ) for text in texts[:10]]  # fmt: skip
-    sheet.save(options.output / "adapters.png", torch.cat(rows), labels)
+    mixed = bench.paint(stacked, ink.file, figure.file)
+    _save_rows(
+        options.output / "adapters.png",
+        {
+            "base": (subjects, plain_pictures),
+            "ink": (subjects, pictures),
+            "character": (prompts, met),
+            "both": (stacked, mixed),
+        },
+    )
     return {
-        "trained": trained,
+        "trained": {"ink-style": ink.report, "character": figure.report},
         "style": {"with": styled, "without": unstyled},
         "character": {
             "with": lora.character(jury, met, asked),
             "without_adapter": lora.character(jury, alone, asked),
-            "without_trigger": lora.both(jury, bench.paint(untriggered, figure))["character_top1"],
+            "without_trigger": lora.both(jury, bench.paint(untriggered, figure.file))["character_top1"],
         },
         "stacked": lora.both(jury, mixed),
     }
 
 
+def _save_rows(path: Path, rows: dict[str, tuple[list[str], torch.Tensor]]) -> None:
+    """The first ten pictures of each title, a row each."""
+    labels = [f"{title}: {text}" for title, (texts, _) in rows.items() for text in texts[:10]]
+    sheet.save(path, torch.cat([pixels[:10] for _, pixels in rows.values()]), labels)
+
+
 def _plain(options: argparse.Namespace, jury: judge.Jury) -> dict:
     """The plain loop at the steps of ours, and at its seconds; run after `lora`."""
-    from sdlora.training.run import Run
-
-    ours = json.loads((options.output / "report.json").read_text())["lora"]["trained"]["ink-style"]
-    config = Run.open(sorted((options.output / "runs").glob("ink-style-*"))[-1]).config
+    run = Run.open(sorted((options.output / "runs").glob("ink-style-*"))[-1])
+    config, seconds = run.config, lora.seconds(run)
     subjects = lora.style_subjects(jury, options.subjects)
+    limits = {
+        "equal_steps": {"steps": config.loop.steps},
+        "equal_seconds": {"steps": 10**6, "seconds": seconds},
+    }
     out: dict = {}
-    for name, seconds in (("equal_steps", float("inf")), ("equal_seconds", float(ours["seconds"]))):
-        model = painter.load(options.assets)
-        run = plain.PlainRun(
-            rank=config.adapter.rank, rate=config.optimizer.lr, batch=config.loop.batch_size,
-            steps=config.loop.steps if seconds == float("inf") else 10**6, seconds=seconds,
-        )  # fmt: skip
-        took = plain.train(model, lora.DATASETS / "ink-style", run)
-        paint = lambda prompts, model=model: model.paint(prompts, guidance=lora.GUIDANCE, seed=1000, batch=20)  # noqa: E731
-        out[name] = {**took, **lora.style(jury, paint, subjects)[0]}
+    for name, limit in limits.items():
+        for slower in SLOWER:
+            rate = config.optimizer.lr / slower
+            told = plain.PlainRun(rank=config.adapter.rank, rate=rate, batch=config.loop.batch_size, **limit)
+            model = painter.load(builtin(), device=options.device)
+            took = plain.train(model, lora.DATASETS / "ink-style", told)
+
+            def paint(prompts, model=model):
+                return model.paint(prompts, guidance=lora.GUIDANCE, seed=lora.SEED)
+
+            out.setdefault(name, []).append({"rate": rate, **took, **lora.style(jury, paint, subjects)[0]})
     return out
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, judge.Jury], dict]] = {
+    "base": _base,
+    "lora": _lora,
+    "plain": _plain,
+}
 
 
 if __name__ == "__main__":

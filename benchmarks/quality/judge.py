@@ -61,22 +61,25 @@ class Jury:
     subjects: tuple[str, ...]
     styles: tuple[str, ...]
 
-    @torch.no_grad()
+    def _logits(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of pictures on any device, on the CPU."""
+        with torch.no_grad():
+            subjects, styles = self.judge(pixels.to(self.judge.subject.weight.device))
+        return subjects.float().cpu(), styles.float().cpu()
+
     def ranks(self, pixels: torch.Tensor, subjects: list[str]) -> torch.Tensor:
         """[B] place of each picture's true subject among all, 0 the best."""
-        logits = self.judge(pixels)[0].float()
-        true = torch.tensor([self.subjects.index(s) for s in subjects], device=logits.device)
+        logits = self._logits(pixels)[0]
+        true = torch.tensor([self.subjects.index(s) for s in subjects])
         return (logits > logits.gather(1, true[:, None])).sum(1)
 
-    @torch.no_grad()
     def styles_of(self, pixels: torch.Tensor) -> list[str]:
         """The likeliest style of each picture."""
-        return [self.styles[i] for i in self.judge(pixels)[1].argmax(1).tolist()]
+        return [self.styles[i] for i in self._logits(pixels)[1].argmax(1).tolist()]
 
-    @torch.no_grad()
     def subjects_of(self, pixels: torch.Tensor) -> list[str]:
         """The likeliest subject of each picture."""
-        return [self.subjects[i] for i in self.judge(pixels)[0].argmax(1).tolist()]
+        return [self.subjects[i] for i in self._logits(pixels)[0].argmax(1).tolist()]
 
 
 def save(jury: Jury, path: Path) -> None:
@@ -88,7 +91,7 @@ def save(jury: Jury, path: Path) -> None:
     save_file(tensors, path, metadata={k: json.dumps(v) for k, v in names.items()})
 
 
-def load(path: Path, device: str = "cpu") -> Jury:
+def load(path: Path, device: torch.device | str = "cpu") -> Jury:
     """The judge that `save` wrote, in float32, ready to judge."""
     with safe_open(path, "pt") as file:
         names = {key: json.loads(value) for key, value in file.metadata().items()}

@@ -18,7 +18,9 @@ from recipes.builtin_base.captions import with_article
 from recipes.builtin_base.character import NAME, POSES
 from recipes.builtin_base.datasets import BACKGROUNDS, INK_SET, INK_SUBJECTS, INK_WORD
 from sdlora.contracts import Family
+from sdlora.events import RunEnded, RunStarted
 from sdlora.network.stack import Entry, stacked
+from sdlora.training.run import Run
 
 from . import base
 from .judge import Jury
@@ -28,6 +30,8 @@ ROOT = Path(__file__).parents[2]
 DATASETS = ROOT / "datasets"
 COMPANIONS = ("rocket", "pizza", "crown", "tree", "house", "dog", "strawberry", "umbrella", "robot", "guitar")
 GUIDANCE = 4.0
+SEED = 1000
+"""Of the first picture of an adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,32 +52,46 @@ class Bench:
     def paint(self, prompts: Sequence[str], *adapters: Path) -> torch.Tensor:
         """One picture of each prompt with these adapters at weight 1."""
         with stacked(self.family, [Entry(file) for file in adapters]):
-            return self.painter.paint(prompts, guidance=GUIDANCE, seed=1000, batch=20)
+            return self.painter.paint(prompts, guidance=GUIDANCE, seed=SEED)
 
 
-def train(dataset: Path, folder: Path, *words: str) -> dict[str, float | str]:
-    """`folder/NAME.safetensors` is an adapter of the dataset; says its file and the seconds it took.
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """An adapter's file, what `sdlora train` was told, and how long it took: see `seconds`, and in all."""
 
-    `words` are further words for `sdlora train`, such as `--preset quick`.
-    """
-    file = folder / f"{dataset.name}.safetensors"
-    run = folder / "runs" / f"{dataset.name}-{time.time_ns()}"
-    command = [
-        sys.executable,
-        "-m",
-        "sdlora",
-        "train",
-        str(dataset),
-        "--output",
-        str(file),
-        "--run",
-        str(run),
-    ]
+    file: Path
+    words: str
+    seconds: float
+    seconds_in_all: float
+
+    @property
+    def report(self) -> dict[str, float | str]:
+        """What a report says of it."""
+        return {"words": self.words, "seconds": self.seconds, "seconds_in_all": self.seconds_in_all}
+
+
+def train(dataset: Path, folder: Path, *words: str) -> Trained:
+    """`folder/NAME.safetensors` is an adapter of the dataset; `words` are for `sdlora train`."""
+    file, path = folder / f"{dataset.name}.safetensors", folder / "runs" / f"{dataset.name}-{time.time_ns()}"
+    places = ("--output", str(file), "--run", str(path), "--preview.every", "-1")
     started = time.monotonic()
     subprocess.run(
-        [*command, "--preview.every", "-1", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "sdlora", "train", str(dataset), *places, *words],
+        cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    return Trained(
+        file=file,
+        words=" ".join(words),
+        seconds=seconds(Run.open(path)),
+        seconds_in_all=round(time.monotonic() - started, 1),
     )
-    return {"file": str(file), "seconds": round(time.monotonic() - started, 1), "words": " ".join(words)}
+
+
+def seconds(run: Run) -> float:
+    """From the loaded base to the written adapter, encoding and checkpoints included."""
+    events = run.events()[0]
+    began, ended = (next(e for e in events if isinstance(e, kind)) for kind in (RunStarted, RunEnded))
+    return round(ended.time - began.time, 1)
 
 
 def style_subjects(jury: Jury, count: int) -> list[str]:

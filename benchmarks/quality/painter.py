@@ -73,7 +73,7 @@ class Painter:
         return self.vae.decode(self.vae.encode(pixels).latent_dist.mode()).sample.float().clamp(-1, 1)
 
 
-def load(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Painter:
+def load(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Painter:
     """The painter of a Stable Diffusion folder."""
     folder = Path(folder)
     models = {

@@ -38,7 +38,7 @@ def train(painter: Painter, dataset: Path, run: PlainRun, *, seed: int = 0) -> d
     torch.manual_seed(seed)
     order = Random(seed)
     pictures = [
-        (_pixels(path), path.with_suffix(".txt").read_text().strip())
+        (_pixels(path).to(painter.unet.device), path.with_suffix(".txt").read_text().strip())
         for path in sorted(dataset.glob("*.png"))
     ]
     unet = painter.unet
@@ -59,6 +59,7 @@ def train(painter: Painter, dataset: Path, run: PlainRun, *, seed: int = 0) -> d
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        loss.item()  # as it does, to tell of its progress
         steps += 1
     unet.eval()
     return {"steps": steps, "seconds": round(time.monotonic() - started, 1)}
@@ -69,7 +70,7 @@ def _loss(painter: Painter, noiser: DDPMScheduler, pixels: torch.Tensor, texts: 
         clean = painter.vae.encode(pixels).latent_dist.sample() * painter.vae.config.scaling_factor
         told = painter.embed(texts)
     noise = torch.randn_like(clean)
-    t = torch.randint(0, noiser.config.num_train_timesteps, (len(clean),))
+    t = torch.randint(0, noiser.config.num_train_timesteps, (len(clean),), device=clean.device)
     predicted = painter.unet(noiser.add_noise(clean, noise, t), t, told).sample
     return F.mse_loss(predicted, noise)
 

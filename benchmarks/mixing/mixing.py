@@ -7,6 +7,7 @@ sd-scripts trains them. Times are medians in milliseconds; a step is one UNet ca
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -29,13 +30,15 @@ from sdlora.network.change import Change
 from sdlora.network.codec import AdapterFile, save
 from sdlora.network.live import mixed
 from sdlora.network.merge import merge
-from sdlora.network.stack import Entry, Patch, stacked
+from sdlora.network.stack import Entry, Patch
 
 SIZES = {
     "sdxl": {"widths": (320, 640, 1280), "depths": (1, 2, 10), "cross": 2048, "side": 128, "rank": 16},
     "tiny": {"widths": (32, 64, 64), "depths": (1, 2, 3), "cross": 32, "side": 16, "rank": 4},
 }
 COUNTS = (1, 3, 8)
+ROUNDS = 3
+RISING = Change(curve=((0.0, 0.0), (1.0, 1.0)))
 
 
 @dataclass
@@ -87,63 +90,77 @@ def make_adapter(base: Base, path: Path, *, rank: int, seed: int) -> Path:
     return path
 
 
-def timed(call: Callable[[], object], device: torch.device, *, repeats: int) -> float:
-    """Median milliseconds of a call, the device's work included."""
-    times = []
-    for number in range(repeats + 2):
+def times(call: Callable[[], object], device: torch.device, *, repeats: int, warm: int = 3) -> list[float]:
+    """Milliseconds of each call after the first `warm`, the device's work included."""
+    found = []
+    for number in range(repeats + warm):
         began = time.perf_counter()
         call()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        if number >= 2:
-            times.append(1000 * (time.perf_counter() - began))
-    return statistics.median(times)
+        if number >= warm:
+            found.append(1000 * (time.perf_counter() - began))
+    return found
 
 
 @torch.no_grad()
 def steps(base: Base, files: list[Path], size: dict, *, repeats: int) -> dict[str, float]:
-    """A step without adapters, with constant ones and with changing ones."""
+    """A step without adapters, with constant ones and with changing ones.
+
+    All are measured in turn, several rounds long, so that clocks that drift touch every row alike.
+    """
     made = {"device": base.device, "dtype": base.dtype}
     noisy = torch.randn(2, 4, size["side"], size["side"], **made)
     text = torch.randn(2, 77, size["cross"], **made)
     extra = {"text_embeds": torch.randn(2, 2816 - 6 * 256, **made), "time_ids": torch.zeros(2, 6, **made)}
-    unet = base.components["unet"]
+    unet, cache = base.components["unet"], AdapterCache(base, limit=4 << 30)
 
     def step() -> None:
         unet(noisy, 500, encoder_hidden_states=text, added_cond_kwargs=extra)
 
-    timed(step, base.device, repeats=3 * repeats)  # until clocks and allocator have settled
-    found = {"none": timed(step, base.device, repeats=repeats)}
-    rising = Change(curve=((0.0, 0.0), (1.0, 1.0)))
-    for count in COUNTS:
-        with stacked(base, [Entry(file, 0.5) for file in files[:count]]):
-            found[f"constant {count}"] = timed(step, base.device, repeats=repeats)
-        entries = [Entry(file, 0.5, change=rising) for file in files[:count]]
-        with mixed(base, entries, latent_size=(size["side"],) * 2) as mix:
+    times(step, base.device, repeats=1, warm=3 * repeats)  # until clocks and allocator have settled
+    found: dict[str, list[float]] = {}
+    for _ in range(ROUNDS):
+        rows = {"none": ()}
+        for count in COUNTS:
+            rows[f"constant {count}"] = tuple(Entry(file, 0.5) for file in files[:count])
+            rows[f"changing {count}"] = tuple(Entry(file, 0.5, change=RISING) for file in files[:count])
+        for name, entries in rows.items():
+            patch = Patch(base, cache=cache)
+            with mixed(base, entries, latent_size=(size["side"],) * 2, patch=patch) as mix:
 
-            def at_step(mix=mix) -> None:
-                mix.at(1, 2)
-                step()
+                def at_step(mix=mix) -> None:
+                    mix.at(1, 2)
+                    step()
 
-            found[f"changing {count}"] = timed(at_step, base.device, repeats=repeats)
-    found["none again"] = timed(step, base.device, repeats=repeats)
-    return found
+                found.setdefault(name, []).extend(times(at_step, base.device, repeats=repeats))
+            patch.restore()
+    return {name: statistics.median(row) for name, row in found.items()}
 
 
 def switching(base: Base, files: list[Path], *, repeats: int) -> dict[str, float]:
-    """From one adapter in memory to another, and reading one from disk."""
+    """From one adapter in memory to another, to another weight, and reading one from disk."""
     found = {}
-    for place in dict.fromkeys(("cpu", str(base.device))):
-        patch, turn = Patch(base, cache=AdapterCache(base, device=place)), iter(range(10_000))
+    for place, name in {"cpu": "pinned memory", str(base.device): "the device"}.items():
+        patch, turn = Patch(base, cache=AdapterCache(base, device=place)), itertools.count()
 
         def switch(patch=patch, turn=turn) -> None:
             patch.apply([Entry(files[next(turn) % 2])])
 
-        found[f"switch, kept on {place}"] = timed(switch, base.device, repeats=repeats)
-        patch.restore()
-    found["load"] = timed(lambda: AdapterFile.open(files[0]).resolve(base), base.device, repeats=5)
+        def stack(patch=patch, turn=turn) -> None:
+            patch.apply([Entry(file, 0.1 * (1 + next(turn) % 5)) for file in files[:3]])
+
+        found[f"switch, kept in {name}"] = median(switch, base.device, repeats=2 * repeats)
+        found[f"new weights of three, kept in {name}"] = median(stack, base.device, repeats=repeats)
+        found[f"taken off, kept in {name}"] = median(patch.restore, base.device, repeats=1, warm=0)
+    found["load"] = median(lambda: AdapterFile.open(files[0]).resolve(base), base.device, repeats=5)
+    found["load and keep"] = median(lambda: AdapterCache(base).resolve(files[0]), base.device, repeats=5)
     found["bytes"] = files[0].stat().st_size
     return found
+
+
+def median(call: Callable[[], object], device: torch.device, *, repeats: int, warm: int = 3) -> float:
+    return statistics.median(times(call, device, repeats=repeats, warm=warm))
 
 
 def merging(files: list[Path], folder: Path) -> dict[str, float]:

@@ -1,26 +1,38 @@
 """Adapters of a base kept in memory, those used least recently leaving first."""
 
 from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from sdlora.contracts import Family
+from sdlora.contracts import Family, Layer
 from sdlora.errors import AdapterError
+from sdlora.network.bundle import Row, bundled
 from sdlora.network.codec import AdapterFile, Resolved
+
+
+@dataclass(frozen=True)
+class Kept(Resolved):
+    """A file's adapters in memory; `rows` are those of plain LoRA, which lie in bundles."""
+
+    rows: Mapping[Layer, Row]
 
 
 class AdapterCache:
     """Files resolved for one base, up to `limit` bytes on `device`; a changed file is read anew.
 
-    On the base's own device a switch copies nothing; in main memory the device stays free.
+    On the base's own device a switch copies nothing; in main memory, pinned where the base is on CUDA, it is
+    one fast copy and the device stays free.
     """
 
     def __init__(self, family: Family, *, limit: int = 2 << 30, device: torch.device | str = "cpu") -> None:
         self.limit = limit
-        self._device = device
+        self._device = torch.device(device)
         self._family = family
-        self._held: OrderedDict[tuple[Path, int, int], tuple[Resolved, int]] = OrderedDict()
+        self._held: OrderedDict[tuple[Path, int, int], tuple[Kept, int]] = OrderedDict()
 
     @property
     def bytes(self) -> int:
@@ -30,7 +42,7 @@ class AdapterCache:
     def __len__(self) -> int:
         return len(self._held)
 
-    def resolve(self, path: Path) -> Resolved:
+    def resolve(self, path: Path) -> Kept:
         """The adapters of the file; equal objects until it changes. Raises AdapterError as `resolve` does."""
         try:
             stamp = path.stat()
@@ -39,13 +51,24 @@ class AdapterCache:
         key = (path.resolve(), stamp.st_size, stamp.st_mtime_ns)
         if key not in self._held:
             resolved = AdapterFile.open(path).resolve(self._family)
+            rows = bundled(resolved.adapters, self._placed)
             for adapter in resolved.adapters.values():
                 adapter.to(self._device)
-            self._held[key] = resolved, _bytes(resolved)
+            kept = Kept(resolved.adapters, resolved.matched, resolved.unmatched, rows)
+            self._held[key] = kept, _bytes(kept)
         self._held.move_to_end(key)
         while self.bytes > self.limit and len(self._held) > 1:
             self._held.popitem(last=False)
         return self._held[key][0]
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.to(self._device)
+        if tensor.device.type == "cpu" and self._family.device.type == "cuda":
+            try:
+                return tensor.pin_memory()
+            except RuntimeError:  # some systems allow little of it; the copy is slower then
+                pass
+        return tensor
 
 
 def _bytes(resolved: Resolved) -> int:

@@ -129,10 +129,12 @@ class Live:
         return handles
 
     def _adding(self, slot: "_Slot", *, cross: bool) -> Callable[..., Tensor]:
+        # views of the table, which follow what is written there
+        parts = [slot.ranks_and_deltas(row) for row in self._scales]
+
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             row = max(self._row, 1) if cross else 0
-            scales = self._scales[row, slot.start : slot.start + len(slot.owners)]
-            return output + slot.change(inputs[0], scales, None if cross else self._areas)
+            return slot.added(output, inputs[0], parts[row], None if cross else self._areas)
 
         return hook
 
@@ -176,28 +178,37 @@ class _Slot:
             (number, by * part.delta(weight), _scaled(part.bias_delta(), by)) for number, part, by in others
         ]
 
-    def change(self, x: Tensor, scales: Tensor, areas: "_Areas | None") -> Tensor:
-        """What the adapters add to the layer's output for x, with `scales` for ranks and deltas."""
-        total: Tensor | None = None
-        if self.ranks:
-            total = self._narrow(x, scales[: len(self.ranks)], areas)
-        for place, (number, weight, bias) in enumerate(self.deltas, start=len(self.ranks)):
-            change = response(self.module, x, weight, bias) * scales[place].to(x.dtype)
-            if areas is not None:
-                change = change * areas.of(change, number)
-            total = change if total is None else total + change
-        assert total is not None
-        return total
+    def ranks_and_deltas(self, scales: Tensor) -> tuple[Tensor, Tensor]:
+        """The multipliers of this layer's ranks and of its deltas, views of a row [R] of the table."""
+        own = scales[self.start : self.start + len(self.owners)]
+        return own[: len(self.ranks)], own[len(self.ranks) :]
 
-    def _narrow(self, x: Tensor, scales: Tensor, areas: "_Areas | None") -> Tensor:
+    def added(
+        self, output: Tensor, x: Tensor, scales: tuple[Tensor, Tensor], areas: "_Areas | None"
+    ) -> Tensor:
+        """The layer's output for x with all changes added; `scales` are the two of `ranks_and_deltas`."""
+        if self.ranks:
+            output = self._narrow(output, x, scales[0], areas)
+        for (number, weight, bias), scale in zip(self.deltas, scales[1], strict=True):
+            change = response(self.module, x, weight, bias) * scale.to(x.dtype)
+            output = output + (change if areas is None else change * areas.of(change, number))
+        return output
+
+    def _narrow(self, output: Tensor, x: Tensor, scales: Tensor, areas: "_Areas | None") -> Tensor:
         down, up, scales = self.down.to(x.dtype), self.up.to(x.dtype), scales.to(x.dtype)
         if isinstance(self.module, nn.Conv2d):
             form = self.module
             hidden = F.conv2d(x, down, None, form.stride, form.padding, form.dilation)
             hidden = hidden * scales[:, None, None]
-            return F.conv2d(hidden if areas is None else hidden * areas.of_ranks(hidden, self.ranks), up)
+            return output + F.conv2d(
+                hidden if areas is None else hidden * areas.of_ranks(hidden, self.ranks), up
+            )
         hidden = F.linear(x, down) * scales
-        return F.linear(hidden if areas is None else hidden * areas.of_ranks(hidden, self.ranks), up)
+        if areas is not None:
+            hidden = hidden * areas.of_ranks(hidden, self.ranks)
+        # In place, as the end of the product: one kernel and one rounding less. No one else holds the output.
+        output.view(-1, output.shape[-1]).addmm_(hidden.flatten(0, -2), up.T)
+        return output
 
 
 class _Areas:

@@ -7,16 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdlora.contracts import Adapter, Family, Layer
 from sdlora.errors import AdapterError
 from sdlora.network.attach import module_of
 from sdlora.network.blocks import factor
+from sdlora.network.bundle import Bundle, Row
 from sdlora.network.cache import AdapterCache
 from sdlora.network.change import Change
+
+_AT_ONCE = 1 << 25  # values of weights that are added to at once; four bytes each, beside the model
 
 
 @dataclass(frozen=True)
@@ -80,14 +84,41 @@ def check_constant(entries: Sequence[Entry]) -> None:
             )
 
 
+class Target(NamedTuple):
+    """A parameter: its layer, and `weight` or `bias`."""
+
+    layer: Layer
+    name: str
+
+
+class _Part(NamedTuple):
+    """What is added to a write's parameters, `by` times: rows of a bundle, or an adapter's delta."""
+
+    source: Bundle | Adapter
+    rows: tuple[int, ...]
+    by: float
+
+
+class _Write(NamedTuple):
+    """Parameters alike that are written at once, and all that they take. Equal writes give equal bits."""
+
+    targets: tuple[Target, ...]
+    parts: tuple[_Part, ...]
+
+
 class Patch:
-    """A family whose weights carry a stack that may be changed: only layers that differ are written."""
+    """A family whose weights carry a stack that may be changed: only what differs is written.
+
+    Layers alike are written at once, in the same company whatever the weights carried before, so that equal
+    stacks are equal bits.
+    """
 
     def __init__(self, family: Family, *, cache: AdapterCache | None = None) -> None:
         self._family = family
         self.cache = AdapterCache(family) if cache is None else cache
-        self._pristine: dict[Layer, dict[str, Tensor]] = {}
-        self._carried: dict[Layer, tuple[tuple[Adapter, float], ...]] = {}
+        self._parameters: dict[Target, nn.Parameter] = {}
+        self._pristine: dict[Target, Tensor] = {}
+        self._carried: set[_Write] = set()
 
     def apply(self, entries: Sequence[Entry]) -> tuple[Applied, ...]:
         """The weights are the pristine ones plus every entry's delta, whatever they carried before.
@@ -95,48 +126,90 @@ class Patch:
         Raises AdapterError before any weight is touched.
         """
         reports: list[Applied] = []
-        wanted: dict[Layer, list[tuple[Adapter, float]]] = {}
+        wanted: dict[Target, list[tuple[Row | Adapter, float]]] = {}
         for entry in entries:
-            resolved = self.cache.resolve(entry.file)
-            for layer, adapter in resolved.adapters.items():
+            kept = self.cache.resolve(entry.file)
+            for layer, adapter in kept.adapters.items():
                 if weight := entry.weight_at(layer):
-                    wanted.setdefault(layer, []).append((adapter, weight))
-            reports.append(Applied(entry, _counted(resolved.adapters), resolved.matched, resolved.unmatched))
-        for layer in [layer for layer in self._pristine if layer not in wanted]:
-            self._put_back(layer)
-        for layer, parts in wanted.items():
-            if self._carried.get(layer) != tuple(parts):
-                self._carry(layer, tuple(parts))
+                    part = kept.rows.get(layer, adapter), weight
+                    wanted.setdefault(Target(layer, "weight"), []).append(part)
+                    if adapter.bias_delta() is not None:
+                        wanted.setdefault(Target(layer, "bias"), []).append((adapter, weight))
+            reports.append(Applied(entry, _counted(kept.adapters), kept.matched, kept.unmatched))
+        planned = list(self._planned(wanted))
+        self._carried.intersection_update(planned)
+        self._put_back([target for target in self._pristine if target not in wanted])
+        on_device: dict[Bundle, Bundle] = {}
+        for write in planned:
+            if write not in self._carried:
+                self._carry(write, on_device)
+                self._carried.add(write)  # only now: memory may run out halfway
         return tuple(reports)
 
     def restore(self) -> None:
         """Every weight is, bit for bit, what it was before the first stack."""
-        for layer in list(self._pristine):
-            self._put_back(layer)
+        self._carried.clear()
+        self._put_back(list(self._pristine))
+
+    def _planned(self, wanted: Mapping[Target, Sequence[tuple[Row | Adapter, float]]]) -> Iterator[_Write]:
+        """The writes of a stack. Parameters go together that take the same from the same bundles."""
+        alike: dict[object, list[Target]] = {}
+        for target, parts in wanted.items():
+            form: list[object] = [target.layer.component, self._parameter(target).shape]
+            for source, weight in parts:
+                form += [source.bundle, source.scale * weight] if isinstance(source, Row) else [target]
+            alike.setdefault(tuple(form), []).append(target)
+        for targets in alike.values():
+            most = max(1, _AT_ONCE // self._parameter(targets[0]).numel())
+            for first in range(0, len(targets), most):
+                some = targets[first : first + most]
+                columns = zip(*(wanted[target] for target in some), strict=True)
+                yield _Write(tuple(some), tuple(map(_part, columns)))
 
     @torch.no_grad()
-    def _carry(self, layer: Layer, parts: tuple[tuple[Adapter, float], ...]) -> None:
-        parameters = dict(module_of(self._family, layer).named_parameters(recurse=False))
-        if layer not in self._pristine:
-            self._pristine[layer] = {n: p.detach().clone() for n, p in parameters.items()}
-        pristine = self._pristine[layer]
-        self._carried.pop(layer, None)  # until all is written: memory may run out halfway
-        for name, parameter in parameters.items():
-            total = pristine[name].to(torch.float32, copy=True)
-            for adapter, multiplier in parts:
+    def _carry(self, write: _Write, on_device: dict[Bundle, Bundle]) -> None:
+        """The write's parameters are pristine plus all parts, added in fp32 and rounded once."""
+        parameters: list[Tensor] = [self._parameter(target) for target in write.targets]
+        for target, parameter in zip(write.targets, parameters, strict=True):
+            if target not in self._pristine:
+                self._pristine[target] = parameter.detach().clone()
+        pristine = [self._pristine[target] for target in write.targets]
+        total = torch.stack(pristine).to(torch.float32, memory_format=torch.contiguous_format)
+        for source, rows, by in write.parts:
+            if isinstance(source, Bundle):
+                if source not in on_device:
+                    on_device[source] = source.to(total.device)
+                total.flatten(2).baddbmm_(*on_device[source].factors(rows), alpha=by)
+            else:
                 # Every delta is that of the pristine weight, so that the order of a stack does not matter.
-                change = adapter.delta(pristine[name]) if name == "weight" else adapter.bias_delta()
-                if change is not None:
-                    total.add_(change.to(total), alpha=multiplier)
-            parameter.copy_(total)
-        self._carried[layer] = parts
+                change = (
+                    source.delta(pristine[0]) if write.targets[0].name == "weight" else source.bias_delta()
+                )
+                assert change is not None
+                total[0].add_(change.to(total), alpha=by)
+        torch._foreach_copy_(parameters, total.unbind())
 
     @torch.no_grad()
-    def _put_back(self, layer: Layer) -> None:
-        parameters = dict(module_of(self._family, layer).named_parameters(recurse=False))
-        for name, pristine in self._pristine.pop(layer).items():
-            parameters[name].copy_(pristine)
-        self._carried.pop(layer, None)
+    def _put_back(self, targets: Sequence[Target]) -> None:
+        if targets:
+            pristine = [self._pristine[target] for target in targets]
+            torch._foreach_copy_([self._parameter(target) for target in targets], pristine)
+        for target in targets:
+            del self._pristine[target]
+
+    def _parameter(self, target: Target) -> nn.Parameter:
+        if target not in self._parameters:
+            self._parameters[target] = module_of(self._family, target.layer).get_parameter(target.name)
+        return self._parameters[target]
+
+
+def _part(column: Sequence[tuple[Row | Adapter, float]]) -> _Part:
+    """The part that every target of a write takes: of its own row, if rows they are."""
+    source, weight = column[0]
+    if not isinstance(source, Row):
+        return _Part(source, (), weight)
+    rows = tuple(row.number for row, _ in column if isinstance(row, Row))
+    return _Part(source.bundle, rows, source.scale * weight)
 
 
 def report(entry: Entry, applied: Applied) -> Applied:

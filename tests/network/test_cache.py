@@ -2,19 +2,29 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor, nn
 
+from sdlora.adapters.lora import Lora
+from sdlora.contracts import Family, Layer
 from sdlora.errors import AdapterError
 from sdlora.network import sidecar
+from sdlora.network.bundle import Bundle
 from sdlora.network.cache import AdapterCache
 from sdlora.network.chain import lineage, parents, set_parent, with_ancestors
-from sdlora.network.codec import AdapterFile
+from sdlora.network.codec import AdapterFile, save
 from sdlora.network.info import inspect, short_hash
 from sdlora.network.stack import Entry, Patch
 from tests.conftest import TinyModel
+from tests.network import oracle
+from tests.network.test_live import Counter
 from tests.network.test_stack import equal, saved, weights
 
 
@@ -58,6 +68,29 @@ def test_a_switch_writes_only_layers_that_differ(files: list[Path], tiny_sd1: Ti
     assert equal(weights(family), before)
 
 
+def test_a_switch_on_sdxl_is_few_operators(tmp_path: Path) -> None:
+    """722 layers of true sizes, whose weights have no memory; one by one they would be thousands."""
+    base = oracle.sdxl()
+    family = cast(Family, SimpleNamespace(**vars(base), device=torch.device("meta")))
+    layers = {
+        Layer("unet", path): module
+        for path, module in base.components["unet"].named_modules()
+        if ".attentions." in path and isinstance(module, nn.Linear)
+    }
+    for name in "ab":
+        loras = {
+            layer: Lora(torch.ones(1, m.in_features), torch.ones(m.out_features, 1), alpha=1)
+            for layer, m in layers.items()
+        }
+        save(tmp_path / f"{name}.safetensors", loras, family_name="sdxl")
+    patch = Patch(family)
+    for name in "ab":
+        patch.apply([Entry(tmp_path / f"{name}.safetensors")])
+    with Counter() as counter:
+        reports = patch.apply([Entry(tmp_path / "a.safetensors")])
+    assert reports[0].layers == {"unet": 722} and counter.count < 700
+
+
 def test_a_stack_that_breaks_off_halfway_leaves_no_trace(
     files: list[Path], tiny_sd1: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,11 +99,17 @@ def test_a_stack_that_breaks_off_halfway_leaves_no_trace(
     patch = Patch(family)
     patch.apply([Entry(files[0])])
     whole = weights(family)
-    resolved = patch.cache.resolve(files[1])
-    last = list(resolved.adapters.values())[-1]
-    monkeypatch.setattr(last, "delta", None)  # as when memory runs out
-    with pytest.raises(TypeError):
+    factors, left = Bundle.factors, iter(range(1))
+
+    def scarce(bundle: Bundle, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        if next(left, None) is None:
+            raise MemoryError
+        return factors(bundle, rows)
+
+    with monkeypatch.context() as patched, pytest.raises(MemoryError):
+        patched.setattr(Bundle, "factors", scarce)
         patch.apply([Entry(files[1])])
+    assert not equal(weights(family), whole)
     patch.apply([Entry(files[0])])
     assert equal(weights(family), whole)
     patch.apply([])

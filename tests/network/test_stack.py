@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from sdlora.adapters import SPECS
 from sdlora.adapters.lora import LoraSpec
 from sdlora.contracts import Family
 from sdlora.errors import AdapterError
 from sdlora.network.attach import attached, create
-from sdlora.network.codec import save
+from sdlora.network.change import Change
+from sdlora.network.codec import AdapterFile, save
 from sdlora.network.merge import merge
 from sdlora.network.stack import Entry, Patch, stacked
 from tests.conftest import TinyModel
@@ -113,6 +115,31 @@ def test_the_text_encoder_has_a_weight_of_its_own(tiny_sd1: TinyModel, tmp_path:
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"unet"}
     assert reports[0].layers == {"unet": 128, "text_encoder": 48} and not reports[0].unmatched
+
+
+def test_every_weight_of_a_stack_is_its_own_plus_the_deltas(tiny_sd1: TinyModel, tmp_path: Path) -> None:
+    """Layers alike are written at once; files of several kinds that overlap must not mix them up."""
+    family = tiny_sd1.family
+    before = weights(family)
+    loha = awake(create(family, SPECS.get("loha")(rank=2, targets="attn2.to_k,ff"), seed=3))
+    save(tmp_path / "loha.safetensors", loha.adapters, family_name="sd1", dtype="fp32")
+    conv = awake(create(family, LoraSpec(rank=3, tucker=True, targets="resnets.*conv1,attn1"), seed=4))
+    save(tmp_path / "conv.safetensors", conv.adapters, family_name="sd1", dtype="fp32")
+    entries = [
+        Entry(saved(family, tmp_path / "lora.safetensors", targets="all+conv"), 0.7, text_weight=-0.4),
+        Entry(tmp_path / "conv.safetensors", change=Change(blocks=tuple(0.1 * n for n in range(17)))),
+        Entry(tmp_path / "loha.safetensors", 0.5),
+    ]
+    expected = dict(before)
+    for entry in entries:
+        for layer, adapter in AdapterFile.open(entry.file).resolve(family).adapters.items():
+            name = f"{layer.component}.{layer.path}.weight"
+            change = adapter.delta(before[name]).detach()
+            expected[name] = expected[name] + entry.weight_at(layer) * change
+    with stacked(family, entries):
+        after = weights(family)
+    for name, weight in expected.items():
+        torch.testing.assert_close(after[name], weight, rtol=1e-5, atol=1e-6)
 
 
 def test_switching_stacks_gives_the_weights_of_a_fresh_one(tiny_sd1: TinyModel, tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ class Family(Protocol):
     latent: LatentFormat
     noise: NoiseProcess
     components: Mapping[str, nn.Module]  # where adapters may sit: "unet", "text_encoder"[, "text_encoder_2"]
+    networks: Mapping[str, nn.Module]  # all there are: the components and "vae"
     device: torch.device
     dtype: torch.dtype  # of computation in the UNet
 
@@ -154,6 +155,8 @@ class Adapter(nn.Module):
     # tensor names in a file after the module's key, e.g. "lora_down.weight"; the first is always there
     suffixes: ClassVar[tuple[str, ...]]
 
+    # whether its parameters serve only in the number format of the layer, so that they can be kept in it
+    cast_whole: ClassVar[bool] = False
     # layers that it can change
     layer_types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d)
 
@@ -195,6 +198,11 @@ class Adapter(nn.Module):
     def forward(self, x: Tensor, layer: nn.Module) -> Tensor:
         """The change of `layer(x)` at multiplier 1; kinds with a cheaper way than by the delta take it."""
         return response(layer, x, self.delta(layer.get_parameter("weight")), self.bias_delta())
+
+    def added(self, output: Tensor, x: Tensor, layer: nn.Module) -> Tensor:
+        """`output` = layer(x) with the change in it; kinds that can add while they multiply do."""
+        change: Tensor = self(x, layer)
+        return output + change
 
 
 class Step(NamedTuple):

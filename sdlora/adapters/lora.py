@@ -34,6 +34,7 @@ class Lora(Adapter):
 
     kind = "lora"
     suffixes = ("lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha")
+    cast_whole = True
     down_start: Tensor | None
     up_start: Tensor | None
 
@@ -118,6 +119,14 @@ class Lora(Adapter):
         if self.down_start is None or self.up_start is None:
             return change
         return change - self._through(x, layer, self.down_start, self.up_start)
+
+    def added(self, output: Tensor, x: Tensor, layer: nn.Module) -> Tensor:
+        """output + scale * up(down(x)), where it can be in the product with up itself."""
+        if isinstance(layer, nn.Conv2d) or self.up_start is not None:
+            return super().added(output, x, layer)
+        hidden = self._narrow(F.linear(x, self.down.to(x.dtype)))
+        rows = torch.addmm(output.flatten(0, -2), hidden.flatten(0, -2), self.up.to(x.dtype).t())
+        return rows.view(output.shape)
 
     def _through(self, x: Tensor, layer: nn.Module, down: Tensor, up: Tensor) -> Tensor:
         down, up = down.to(x.dtype), up.to(x.dtype)

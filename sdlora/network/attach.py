@@ -3,6 +3,7 @@
 This is the path that trains. Nothing of the base is written, so that detaching restores it exactly.
 """
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,17 @@ class Network(nn.Module):
     def adapters(self) -> dict[Layer, Adapter]:
         """Layer -> adapter, in the order of the model."""
         return dict(zip(self.layers, self._held.values(), strict=True))  # type: ignore[arg-type]  # ModuleDict forgets the type
+
+    def computing_in(self, dtype: torch.dtype) -> "Network":
+        """What layers of `dtype` compute with: this network, or one that holds copies in `dtype`.
+
+        Copies of what every use would cast, that is: then all of it is cast at once, and once a step.
+        """
+        if dtype == torch.float32 or not any(adapter.cast_whole for adapter in self.adapters.values()):
+            return self
+        return Network(
+            {layer: copy.deepcopy(a).to(dtype) if a.cast_whole else a for layer, a in self.adapters.items()}
+        )
 
     def parameters_of(self, component: str) -> list[nn.Parameter]:
         """The parameters of the adapters of one component, such as "unet"."""
@@ -82,8 +94,7 @@ def module_of(family: Family, layer: Layer) -> nn.Module:
 
 def _adding(adapter: Adapter) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        change: Tensor = adapter(inputs[0], module)
-        return output + change
+        return adapter.added(output, inputs[0], module)
 
     return hook
 

@@ -145,10 +145,10 @@ class Loop:
     @contextlib.contextmanager
     def _model_in_training(self) -> Iterator[None]:
         session = self.session
-        with self._changes, attached(session.family, session.network):
+        with self._changes, attached(session.family, session.train_step.working):
             if self.config.loop.checkpointing:
                 self._recompute()
-            session.network.train()
+            session.train_step.working.train()
             yield
 
     def _recompute(self) -> None:

@@ -89,13 +89,14 @@ class Session:
     @contextlib.contextmanager
     def result(self) -> Iterator[None]:
         """Inside, the network is what would be saved now: the moving average where there is one."""
-        average = self.train_step.ema
-        self.network.eval()
+        average, working = self.train_step.ema, self.train_step.working
+        working.eval()
         try:
             with average.applied() if average is not None else contextlib.nullcontext():
+                self.train_step.refresh()
                 yield
         finally:
-            self.network.train()
+            working.train()
 
     def write_adapter(self, path: Path, *, step: int) -> None:
         """`path` holds the adapter after `step` steps, verified."""

@@ -7,10 +7,10 @@ device decides by itself: clipping, loss scale and leaving out are two scalars h
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdlora.config import TrainConfig
 from sdlora.contracts import Conditioning, Family, Objective, OptimizerSpec, Step, Tokens
@@ -21,13 +21,19 @@ from sdlora.training.scale import LossScale
 
 
 class TrainStep:
-    """The optimizer step of `network`, which must be attached to `family` while it runs."""
+    """The optimizer step of `network`, whose `working` form must be attached to `family` while it runs."""
 
     def __init__(self, family: Family, network: Network, config: TrainConfig) -> None:
         self.family = family
         self.config = config
         self.parameters = dict(network.named_parameters())
-        self.optimizer = _optimizer(network, config.optimizer, family.device)
+        self.working = network.computing_in(family.dtype)
+        self._masters: list[Tensor] = list(self.parameters.values())
+        self._leaves: list[Tensor] = list(self.working.parameters())
+        self._gradient, self._grads = _flat(self._masters)
+        # gradients of another number format arrive here, in one copy for all
+        self._arrived, self._arrivals = _flat(self._masters if self.working is not network else [])
+        self.optimizer = _optimizer(network, config.optimizer, self._grads)
         self.ema = Ema(list(self.parameters.values()), decay=config.loop.ema) if config.loop.ema else None
         self.loss_scale = LossScale(family.device) if family.dtype == torch.float16 else None
         # loss, norm of the gradient before clipping, and 1 where the step was left out
@@ -35,7 +41,12 @@ class TrainStep:
         self._objective: Objective = config.objective
         self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._loss = torch.zeros((), device=family.device)
-        self._grads = [p.grad for p in self.parameters.values() if p.grad is not None]
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """What the layers compute with is what was learned so far."""
+        if self._arrivals:
+            torch._foreach_copy_(self._leaves, self._masters)
 
     def prepare(self, step: int, *, lr_factor: float) -> float:
         """The numbers of `step` lie where the device reads them. Returns the UNet's learning rate."""
@@ -53,15 +64,16 @@ class TrainStep:
 
     def accumulate(self, step: Step) -> None:
         """The gradient of the mean loss of `step` is added to that of the optimizer step."""
+        self.refresh()
         conditioned = step._replace(conditioning=self._conditioning(step), tokens=None, sizes=None)
         loss = self._objective.loss(self.family, conditioned).mean() / self.config.loop.accumulate
         self._loss += loss.detach()
         scaled = loss if self.loss_scale is None else loss * self.loss_scale.value
-        torch.autograd.backward(scaled)
+        self._collect(torch.autograd.grad(scaled, self._leaves, materialize_grads=True))
 
     def update(self) -> None:
         """The adapters are moved along the gradient, which is zero again; `result` tells what happened."""
-        norm = torch.nn.utils.get_total_norm(self._grads)
+        norm = torch.linalg.vector_norm(self._gradient)
         divisor = torch.ones_like(norm)
         if self.loss_scale is not None:
             norm, divisor = norm / self.loss_scale.value, self.loss_scale.value
@@ -81,7 +93,7 @@ class TrainStep:
     def forget(self) -> None:
         """No gradient is accumulated."""
         self._loss.zero_()
-        torch._foreach_zero_(self._grads)
+        self._gradient.zero_()
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by name; filling these tensors restores it."""
@@ -105,7 +117,14 @@ class TrainStep:
 
     def tensors(self) -> list[Tensor]:
         """Everything that `accumulate` and `update` change."""
-        return [*self.state().values(), *self._grads, self._loss, self.result]
+        return [*self.state().values(), self._gradient, self._loss, self.result]
+
+    def _collect(self, grads: tuple[Tensor, ...]) -> None:
+        if self._arrivals:
+            torch._foreach_copy_(self._arrivals, grads)
+            self._gradient += self._arrived
+        else:
+            torch._foreach_add_(self._grads, grads)
 
     def _conditioning(self, step: Step) -> Conditioning:
         if step.conditioning is not None:
@@ -116,16 +135,25 @@ class TrainStep:
         return conditioning if step.sizes is None else dataclasses.replace(conditioning, sizes=step.sizes)
 
 
-def _optimizer(network: Network, spec: OptimizerSpec, device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer with its whole state, so that a captured step need not make it."""
+def _flat(like: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Zeros, fp32 in one stretch of memory, and the parts of it that have the shapes of `like`."""
+    sizes = [tensor.numel() for tensor in like]
+    whole = torch.zeros(sum(sizes), device=like[0].device if like else None)
+    parts = torch.split(whole, sizes)
+    return whole, [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
+
+
+def _optimizer(network: Network, spec: OptimizerSpec, grads: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """The optimizer of gradients `grads` with its whole state, so that a captured step need not make it."""
+    device = grads[0].device
     parts = [
         ("unet", network.parameters_of("unet"), spec.lr),
         ("text", network.text_parameters, spec.text_lr),
     ]
     groups = [{"name": name, "params": found, "lr": lr} for name, found, lr in parts if found]
     optimizer = spec.build(groups, device=device)
-    for parameter in network.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+    for parameter, grad in zip(network.parameters(), grads, strict=True):
+        parameter.grad = grad
     # a first step that is left out makes the state and moves nothing
     optimizer.found_inf = torch.ones((), device=device)  # type: ignore[attr-defined]  # known to fused optimizers only
     optimizer.step()

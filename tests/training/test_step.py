@@ -61,7 +61,7 @@ def made(family: OneLayer | None = None, **values: object) -> SimpleNamespace:
 
 def run(it: SimpleNamespace, *steps: Step, number: int = 0) -> list[float]:
     """One optimizer step over micro-batches; its loss, gradient norm and whether it was left out."""
-    with attach.attached(it.family, it.network):
+    with attach.attached(it.family, it.step.working):
         it.step.prepare(number, lr_factor=1.0)
         for step in steps:
             it.step.accumulate(step)
@@ -166,3 +166,15 @@ def test_the_average_follows_fast_at_first_and_is_put_back() -> None:
     ema.prepare(10_000)
     ema.update()
     assert ema.average[0].tolist() == pytest.approx([0.901, 0.901])
+
+
+def test_copies_in_half_precision_train_as_casting_at_every_use_does() -> None:
+    copied, cast = (made(OneLayer(torch.bfloat16)) for _ in range(2))
+    run(copied, example(0), number=0)
+    cast.step.restore(copied.step.state())
+    run(copied, example(1), number=1)
+    with attach.attached(cast.family, cast.network):
+        cast.config.objective.loss(cast.family, example(1)).mean().backward()
+    cast.step.update()
+    assert all(torch.equal(*pair) for pair in zip(weights(copied), weights(cast), strict=True))
+    assert copied.step.result[1] == cast.step.result[1] > 0

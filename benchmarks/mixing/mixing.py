@@ -23,7 +23,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from sdlora.adapters.lora import Lora, LoraSpec
+from sdlora.adapters.lora import Lora
 from sdlora.contracts import Layer
 from sdlora.network.cache import AdapterCache
 from sdlora.network.change import Change
@@ -83,9 +83,9 @@ def make_adapter(base: Base, path: Path, *, rank: int, seed: int) -> Path:
     adapters = {}
     for name, module in base.components["unet"].named_modules():
         if ".attentions." in name and isinstance(module, nn.Linear):
-            lora = Lora.create(nn.Linear(module.in_features, module.out_features), LoraSpec(rank=rank), draw)
-            nn.init.normal_(lora.up, std=0.01, generator=draw)
-            adapters[Layer("unet", name)] = lora
+            down = torch.randn(rank, module.in_features, generator=draw) / module.in_features**0.5
+            up = 0.01 * torch.randn(module.out_features, rank, generator=draw)
+            adapters[Layer("unet", name)] = Lora(down, up, alpha=rank / 2)
     save(path, adapters, family_name="sdxl")
     return path
 

@@ -66,9 +66,11 @@ def load_family(
     prediction: str = "auto",
     roots: Sequence[Path] = (),
     on_bytes: hub.OnBytes = lambda done, total: None,
+    waiting: bool = False,
 ) -> Family:
     """The base model on `device`, frozen, computing in `dtype`.
 
+    If `waiting`, its networks lie in the machine's memory until `residence` brings them to `device`.
     `roots` are folders in which a bare name is looked for; a Hub id is downloaded, which tells `on_bytes`.
     Raises ModelError in one sentence when there is no such model, or it is damaged or of no known family.
     """
@@ -77,7 +79,10 @@ def load_family(
     with _damage_told(model, path):
         files = open_model(path)
         kind = FAMILIES.get(_family_name(files) if family == "auto" else family)
-        return kind.load(files, device=torch.device(device), dtype=dtype, prediction=chosen)
+        place = torch.device("cpu" if waiting else device)
+        loaded = kind.load(files, device=place, dtype=dtype, prediction=chosen)
+        loaded.device = torch.device(device)
+        return loaded
 
 
 def describe(model: str, *, roots: Sequence[Path] = ()) -> ModelInfo:

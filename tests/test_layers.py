@@ -23,7 +23,7 @@ LAYERS = (
     ("base.files", "contracts", "events", "hashing", "layers", "noise", "runtime"),
     ("base",),  # parts that several families share
     ("adapters", "families", "objectives", "optimizers"),  # plug-ins
-    ("config", "loading", "presets"),
+    ("config", "loading", "presets", "residence"),
     ("data", "network"),
     ("generation",),
     ("training",),

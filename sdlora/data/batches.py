@@ -24,6 +24,7 @@ from sdlora.data.captions import all_captions, caption_at, varies, with_trigger
 from sdlora.data.chance import choices, generator, number
 from sdlora.data.images import place
 from sdlora.data.items import Dataset, Item
+from sdlora.residence import text_encoders
 
 STEPS_AHEAD = 3
 
@@ -132,6 +133,11 @@ class Batches:
         self._bucket_of = dict(zip((item.name for item in buckets.items), buckets.bucket_of, strict=True))
         self._longest = "" if texts else _longest_caption(family, buckets.items, config)
         self._order: tuple[int, list[tuple[Bucket, list[Draw]]]] = (-1, [])
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The networks that the steps are for: text encoders too where captions could not be encoded once."""
+        return ("unet",) if self._texts else ("unet", *text_encoders(self.family))
 
     @property
     def batches_per_pass(self) -> int:

@@ -26,6 +26,7 @@ from sdlora.data.images import load, load_mask
 from sdlora.data.items import Item
 from sdlora.data.shards import Shards
 from sdlora.errors import ModelError
+from sdlora.residence import present, text_encoders
 
 Progress = Callable[[int, int], None]  # (done, total); what it raises ends the work, the done part is kept
 Entry = dict[str, Tensor]
@@ -60,7 +61,8 @@ class LatentCache:
         """All views can be read. Raises DatasetError (an image changed), ModelError or StorageError."""
         wanted = {self.key(view): view for view in views}
         missing = {key: wanted[key] for key in _missing(self._shards, wanted)}
-        _store(self._shards, self._encode(missing), total=len(missing), on_progress=on_progress)
+        with present(self.family, *(["vae"] if missing else [])):
+            _store(self._shards, self._encode(missing), total=len(missing), on_progress=on_progress)
 
     def read(self, view: View) -> tuple[Tensor, Tensor | None]:
         """Latents and mask (None where the image has none) of a view that was filled."""
@@ -100,7 +102,8 @@ class TextCache:
         self._keys = {text: self._key(row) for text, row in zip(texts, ids, strict=True)}
         rows = dict(zip(self._keys.values(), ids, strict=True))
         missing = {key: rows[key] for key in _missing(self._shards, rows)}
-        _store(self._shards, self._encode(missing), total=len(missing), on_progress=on_progress)
+        with present(self.family, *(text_encoders(self.family) if missing else ())):
+            _store(self._shards, self._encode(missing), total=len(missing), on_progress=on_progress)
 
     def read(self, caption: str) -> Conditioning:
         """The conditioning of a caption that was filled, without batch dimension."""

@@ -47,10 +47,12 @@ class StableDiffusion1:
     device: torch.device
     dtype: torch.dtype
     components: Mapping[str, nn.Module] = field(init=False)
+    networks: Mapping[str, nn.Module] = field(init=False)
     latent: LatentFormat = field(init=False)
 
     def __post_init__(self) -> None:
         self.components = {"unet": self.unet, "text_encoder": self.text_encoder}
+        self.networks = {**self.components, "vae": self.autoencoder.vae}
         self.latent = self.autoencoder.format
 
     @classmethod

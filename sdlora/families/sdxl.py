@@ -48,6 +48,7 @@ class StableDiffusionXL:
     device: torch.device
     dtype: torch.dtype
     components: Mapping[str, nn.Module] = field(init=False)
+    networks: Mapping[str, nn.Module] = field(init=False)
     latent: LatentFormat = field(init=False)
 
     def __post_init__(self) -> None:
@@ -56,6 +57,7 @@ class StableDiffusionXL:
             "text_encoder": self.text_encoder,
             "text_encoder_2": self.text_encoder_2,
         }
+        self.networks = {**self.components, "vae": self.autoencoder.vae}
         self.latent = self.autoencoder.format
 
     @classmethod

@@ -19,6 +19,7 @@ from sdlora.generation.solvers import SOLVERS, takes_generator
 from sdlora.network.attach import Network, attached
 from sdlora.network.live import mixed
 from sdlora.network.stack import Patch
+from sdlora.residence import present, text_encoders
 
 OnStep = Callable[[int, int, Image.Image], None]
 """Called with the steps done and all steps of all pictures, and a small preview of the one being made."""
@@ -112,7 +113,8 @@ class _Job:
         """The pictures of these numbers, or None when the memory did not suffice for all at once."""
         try:
             latents = self._latents(batch)
-            return [to_image(self.family.decode(one)[0]) for one in torch.split(latents, 1)]
+            with present(self.family, "vae"):
+                return [to_image(self.family.decode(one)[0]) for one in torch.split(latents, 1)]
         except torch.OutOfMemoryError:
             pass
         # outside the handler, whose traceback would keep the tensors alive
@@ -126,7 +128,8 @@ class _Job:
         tokens = family.tokenize(prompts, weighted=True).to(family.device)
         size = [(self.height, self.width)] * len(prompts)
         sizes = family.sizes(size, [(0, 0)] * len(prompts), size)
-        told = replace(family.encode_text(tokens, clip_skip=request.clip_skip), sizes=sizes)
+        with present(family, *text_encoders(family)):
+            told = replace(family.encode_text(tokens, clip_skip=request.clip_skip), sizes=sizes)
         return told.map(lambda part: part.to(family.device))
 
     def _latents(self, batch: range) -> Tensor:

@@ -17,6 +17,7 @@ from sdlora.home import Home
 from sdlora.loading import load_family
 from sdlora.network.attach import attached
 from sdlora.network.info import inspect
+from sdlora.residence import settle
 from sdlora.runtime import Runtime
 from sdlora.training import lr, measured, preview
 from sdlora.training.capture import CapturedStep, CaptureError
@@ -77,6 +78,7 @@ def _in_its_place(run: Run, tell: Tell) -> RunEnded:
             family=config.base.family,
             prediction=config.base.prediction,
             roots=(Home.default().models,),
+            waiting=True,
         )
         session = Session.begin(run, machine, family=family, last=last, tell=tell)
         return Loop(session, machine).go()
@@ -107,6 +109,7 @@ class Loop:
         except Cancelled:
             return RunEnded(outcome="stopped", step=self.done)
         runtime.release(self.machine.device)
+        settle(session.family, *batches.networks)
         with self._model_in_training(), contextlib.closing(batches.stream(self.done)) as stream:
             if self.done == 0:
                 self._obey()

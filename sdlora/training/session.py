@@ -62,8 +62,7 @@ class Session:
             last.fixed.require_same(fixed)
         for text in _problems(dataset):
             tell(Notice(text=text))
-        _lay_out(family)
-        network = create(family, _taught(config), seed=config.loop.seed)
+        network = create(family, _taught(config), seed=config.loop.seed).to(family.device)
         train_step = TrainStep(family, network, config)
         if last is not None:
             train_step.restore(last.state())
@@ -132,12 +131,6 @@ def _taught(config: TrainConfig) -> Any:  # Any: the option tree of the adapter'
     return replace(
         adapter, unet=adapter.unet and rates.lr > 0, text_encoder=adapter.text_encoder and rates.text_lr > 0
     )
-
-
-def _lay_out(family: Family) -> None:
-    """The UNet's kernels lie in memory as tensor cores read them; its values are the same."""
-    if family.device.type == "cuda":
-        family.components["unet"].to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
 
 def _problems(dataset: Dataset) -> Iterator[str]:

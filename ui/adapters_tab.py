@@ -79,7 +79,7 @@ class AdaptersTab:
         gr.HTML(
             '<h2>Merge</h2><p class="dim">One file that does what the mix does. Exact: the ranks add up.</p>'
         )
-        self.rows = widget("stack", stack.EMPTY, elem_id="merge-stack")
+        self.rows = stack.draw(varies=False, elem_id="merge-stack")
         self.pick = gr.Dropdown([], value=None, label="Add an adapter", elem_id="merge-add")
         self.name = gr.Textbox(
             label="Name of the new adapter", placeholder="ink-and-cat", elem_id="merge-name"

@@ -56,7 +56,7 @@ class DatasetsTab:
                     "Train with this dataset", variant="primary", visible=False, elem_id="to-train"
                 )
         with gr.Column(elem_classes="box"):
-            self.message = gr.HTML(elem_id="datasets-message")
+            self.message = gr.HTML(elem_id="datasets-message", elem_classes="at-need")
             self.undo = gr.Button("Undo", visible=False, size="sm", elem_id="undo-remove")
             self.nothing = gr.HTML(_NONE)
             with gr.Row(elem_classes="actions middle"):
@@ -101,7 +101,7 @@ class DatasetsTab:
             self.search = gr.Textbox(label="Find", elem_id="find", info="As typed; capitals matter")
             self.replacement = gr.Textbox(label="Replace with", elem_id="replace", info="Empty takes it out")
             self.look = gr.Button("Show what would change", elem_id="preview-replace", scale=0, min_width=190)
-        self.preview = gr.HTML(elem_id="replace-preview")
+        self.preview = gr.HTML(elem_id="replace-preview", elem_classes="at-need")
         self.apply = gr.Button("Apply", visible=False, elem_id="apply-replace")
 
     def _connect(self) -> None:

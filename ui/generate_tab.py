@@ -7,13 +7,14 @@ from typing import Any
 
 import gradio as gr
 
+from sdlora.files import within
 from sdlora.generation.png import Restored
 from sdlora.generation.request import GenerateRequest
 from sdlora.service.jobs import Job
 from sdlora.service.studio import Studio
 from ui import stack
 from ui.form import Form, Verdict
-from ui.handling import told
+from ui.handling import told, uploads
 from ui.markup import duration, empty, file_url, note
 from ui.widget import widget
 
@@ -48,7 +49,7 @@ class GenerateTab:
     def _ask(self) -> None:
         with gr.Column(elem_classes="box"):
             self.form.draw("prompt", "negative")
-            self.rows = widget("stack", stack.EMPTY, elem_id="stack")
+            self.rows = stack.draw(varies=True, elem_id="stack")
             self.pick = gr.Dropdown(
                 stack.choices(self.studio), value=None, label="Add an adapter", elem_id="add-adapter",
                 info="Or write <lora:name:0.8> into the prompt",
@@ -69,8 +70,8 @@ class GenerateTab:
 
     def _answer(self) -> None:
         with gr.Column(elem_classes="box"):
-            self.message = gr.HTML(elem_id="generate-message")
-            self.stage = gr.HTML(_NOTHING, elem_id="stage")
+            self.message = gr.HTML(elem_id="generate-message", elem_classes="at-need")
+            self.stage = gr.HTML(_NOTHING, elem_id="stage", elem_classes="at-need")
             self.results = widget("gallery", {"items": []}, elem_id="results")
         with gr.Column(elem_classes="box"):
             self.drop = gr.File(
@@ -80,6 +81,12 @@ class GenerateTab:
                 elem_id="restore",
                 elem_classes="drop",
             )
+            with gr.Accordion("Paste settings as text", open=False):
+                self.text = gr.Textbox(
+                    lines=4, label="Settings", elem_id="paste",
+                    info="As A1111, Forge and picture sites write them",
+                )  # fmt: skip
+                self.read = gr.Button("Use these settings", elem_id="read-pasted")
             gr.HTML("<h2>Earlier pictures</h2>")
             self.history = widget(
                 "gallery", _sheet(self.studio.history.pictures(_HISTORY)), elem_id="history"
@@ -94,11 +101,14 @@ class GenerateTab:
         )  # fmt: skip
         self.timer.tick(told(self._poll), job, self.progress, concurrency_limit=None, **_QUIET)
         self.cancel.click(told(self.studio.jobs.cancel), job, None, **_QUIET)
-        self.drop.upload(told(self._restore), self.drop, [self.drop, *self.restored], **_QUIET)
-        self.results.select(told(self._reuse), None, self.restored, **_QUIET)
-        self.history.select(told(self._reuse), None, self.restored, **_QUIET)
+        self.drop.upload(told(self._restore), [self.drop, self.rows], [self.drop, *self.restored], **_QUIET)
+        self.read.click(told(self._read), [self.text, self.rows], [self.text, *self.restored], **_QUIET)
+        self.results.select(told(self._reuse), self.rows, self.restored, **_QUIET)
+        self.history.select(told(self._reuse), self.rows, self.restored, **_QUIET)
         self.pick.select(told(self.add), [self.pick, self.rows, base], [self.rows, self.pick], **_QUIET)
         self.rows.select(told(self._trigger), prompt, prompt, **_QUIET)
+        self.rows.apply(told(self._arrange), self.rows, self.rows, **_QUIET)
+        self.rows.edit(told(self._mask), self.rows, self.rows, **_QUIET)
         base.change(told(self._refit), [self.rows, base], self.rows, **_QUIET)
 
     @property
@@ -152,11 +162,23 @@ class GenerateTab:
         job = self.studio.jobs.view(number)
         return self._at(job) if job else {self.timer: gr.Timer(active=False)}
 
-    def _restore(self, file: str) -> Updates:
-        return {self.drop: None, **self._shown(self.studio.restore(Path(file)))}
+    def _restore(self, file: str, rows: stack.Value) -> Updates:
+        return {self.drop: None, **self._shown(self.studio.restore(Path(file)), rows)}
 
-    def _reuse(self, event: gr.EventData) -> Updates:
-        return self._shown(self.studio.restore(self.studio.drawn(Path(event.file))))
+    def _read(self, text: str, rows: stack.Value) -> Updates:
+        if not text.strip():
+            raise gr.Error("Paste the settings first.", duration=None, print_exception=False)
+        return {self.text: "", **self._shown(self.studio.restore_text(text), rows)}
+
+    def _reuse(self, rows: stack.Value, event: gr.EventData) -> Updates:
+        return self._shown(self.studio.restore(self.studio.drawn(Path(event.file))), rows)
+
+    def _arrange(self, rows: stack.Value, event: gr.EventData) -> stack.Value:
+        return stack.arranged(rows, event.arrangement)
+
+    def _mask(self, rows: stack.Value, event: gr.EventData) -> stack.Value:
+        upload = within(Path(event.mask), [uploads()])
+        return stack.masked(self.studio, rows, row=event.row, mask=upload)
 
     def _trigger(self, prompt: str, event: gr.EventData) -> str:
         word: str = event.trigger
@@ -165,13 +187,13 @@ class GenerateTab:
     def _refit(self, rows: stack.Value, model: str) -> stack.Value:
         return stack.noted(self.studio, rows, base=model)
 
-    def _shown(self, restored: Restored) -> Updates:
+    def _shown(self, restored: Restored, rows: stack.Value) -> Updates:
         request = restored.request
         notes = "".join(note(text, kind="warn") for text in restored.notes)
-        done = note("The form now holds the picture's settings, its seed included.", kind="good")
+        done = note("The form now holds these settings, the seed included.", kind="good")
         return {
             **self.form.show_config(request),
-            self.rows: stack.show(self.studio, request.stack, base=request.base),
+            self.rows: stack.show(self.studio, rows, request.stack, base=request.base),
             self.fresh: False,
             self.message: done + notes,
         }

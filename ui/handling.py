@@ -1,16 +1,23 @@
-"""The edge between handlers and the page: an error arrives as words, never as a traceback."""
+"""The edge between handlers and the page: errors arrive as words, uploads out of one folder."""
 
 import functools
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from sdlora.errors import SdloraError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def uploads() -> Path:
+    """The folder in which Gradio keeps what browsers send."""
+    return Path(get_upload_folder())
 
 
 def told(handler: Callable[P, R]) -> Callable[P, R]:

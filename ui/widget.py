@@ -14,12 +14,18 @@ import gradio as gr
 from ui.theme import ASSETS
 
 
-def widget(name: str, value: object, **settings: Any) -> gr.HTML:  # Any: gradio's own keyword arguments
-    """A component drawn by `assets/<name>.js`; its value is JSON."""
+def widget(
+    name: str,
+    value: object,
+    *,
+    parts: tuple[str, ...] = (),
+    **settings: Any,  # Any: gradio's own keyword arguments
+) -> gr.HTML:
+    """A component drawn by `assets/<name>.js`, with what `parts` define before it; its value is JSON."""
     return gr.HTML(
         value,
         html_template=f'<div class="widget {name}"></div>',
-        js_on_load=_script(name),
+        js_on_load=_script(*parts, name),
         elem_classes=["our-widget"],
         apply_default_css=False,
         **settings,
@@ -27,5 +33,5 @@ def widget(name: str, value: object, **settings: Any) -> gr.HTML:  # Any: gradio
 
 
 @cache
-def _script(name: str) -> str:
-    return "\n".join((ASSETS / f"{part}.js").read_text(encoding="utf-8") for part in ("dom", name))
+def _script(*names: str) -> str:
+    return "\n".join((ASSETS / f"{name}.js").read_text(encoding="utf-8") for name in ("dom", *names))

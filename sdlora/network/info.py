@@ -80,12 +80,12 @@ def short_hash(file: AdapterFile) -> str:
 
 
 def _triggers(metadata: Mapping[str, str], card: Mapping[str, object]) -> tuple[str, ...]:
-    """Words that call the adapter up: as its author says, else the tags that most of its captions share.
+    """Words that call the adapter up: as the side-car or the file says, else what most of its captions share.
 
     A tag that stood once, or in under a quarter as many captions as the commonest, is no such word: where
     captions are sentences, each of them is a tag.
     """
-    for told in (metadata.get("modelspec.trigger_phrase"), card.get("activation text")):
+    for told in (card.get("activation text"), metadata.get("modelspec.trigger_phrase")):
         if isinstance(told, str) and told.strip():
             return tuple(word.strip() for word in told.split(",") if word.strip())
     counts = {tag: count for tag, count in tag_frequency(metadata).items() if tag}

@@ -10,7 +10,7 @@ Deltas are what is added, never factors: (B1 + B2)(A1 + A2) would hold cross ter
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,6 +30,8 @@ from sdlora.network.stack import Entry, check_constant
 
 Method = Literal["concat", "svd", "ties", "dare"]
 METHODS: tuple[Method, ...] = ("concat", "svd", "ties", "dare")
+OnLayer = Callable[[int, int], None]
+"""Called before each layer with the layers done and all layers; if it raises, no file is made."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def merge(
     density: float = 0.5,
     dtype: str = "fp16",
     family: Family | None = None,
+    on_layer: OnLayer = lambda done, layers: None,
 ) -> Written:
     """`output` is one LoRA file that does what the stack of `entries` does.
 
@@ -86,6 +89,7 @@ def merge(
     merged: dict[Layer, Lora] = {}
     kept = energy = 0.0
     for number, (layer, found) in enumerate(parts.items()):
+        on_layer(number, len(parts))
         merged[layer], part_kept, part = _merged(found, method, rank=rank, density=density, seed=number)
         kept, energy = kept + part_kept, energy + part
     save(output, merged, family_name=family_name, metadata=_parents(entries, files), dtype=dtype)

@@ -10,13 +10,20 @@ from sdlora.errors import AdapterError
 from sdlora.network.attach import module_of
 from sdlora.network.codec import AdapterFile, save
 from sdlora.network.loose import loras, shape_of
-from sdlora.network.merge import Written, check_range
+from sdlora.network.merge import OnLayer, Written, check_range
 from sdlora.network.spectrum import of_lora, of_matrix, rank_for
 from sdlora.network.targets import layers
 
 
 def resize(
-    path: Path, *, output: Path, rank: int = 0, energy: float = 1.0, ratio: float = 0.0, dtype: str = "fp16"
+    path: Path,
+    *,
+    output: Path,
+    rank: int = 0,
+    energy: float = 1.0,
+    ratio: float = 0.0,
+    dtype: str = "fp16",
+    on_layer: OnLayer = lambda done, layers: None,
 ) -> Written:
     """`output` holds the adapter of `path` with fewer ranks, chosen layer by layer.
 
@@ -29,7 +36,9 @@ def resize(
     file = AdapterFile.open(path)
     small: dict[Layer, Lora] = {}
     kept = total = 0.0
-    for layer, lora in loras(file).items():
+    held = loras(file)
+    for number, (layer, lora) in enumerate(held.items()):
+        on_layer(number, len(held))
         spectrum = of_lora(lora)
         chosen = min(rank_for(spectrum.s, energy=energy, ratio=ratio), rank or lora.rank)
         small[layer] = spectrum.lora(chosen, shape_of(lora))
@@ -39,7 +48,15 @@ def resize(
     return _written(output, small, kept, total)
 
 
-def extract(tuned: Family, base: Family, *, output: Path, rank: int = 32, dtype: str = "fp16") -> Written:
+def extract(
+    tuned: Family,
+    base: Family,
+    *,
+    output: Path,
+    rank: int = 32,
+    dtype: str = "fp16",
+    on_layer: OnLayer = lambda done, layers: None,
+) -> Written:
     """`output` is the LoRA of `rank` that makes `base` closest to `tuned`.
 
     Layers that do not differ are left out. `kept` counts linear layers and convolutions; biases and
@@ -52,7 +69,9 @@ def extract(tuned: Family, base: Family, *, output: Path, rank: int = 32, dtype:
     check_range("rank", rank, low=1)
     made: dict[Layer, Lora] = {}
     kept = total = 0.0
-    for layer, module in layers(base, (nn.Linear, nn.Conv2d)):
+    found = list(layers(base, (nn.Linear, nn.Conv2d)))
+    for number, (layer, module) in enumerate(found):
+        on_layer(number, len(found))
         old = module.get_parameter("weight").detach()
         new = module_of(tuned, layer).get_parameter("weight").detach()
         if new.shape != old.shape:

@@ -21,13 +21,13 @@ def read(path: Path) -> dict[str, object]:
 def write(
     path: Path,
     *,
-    triggers: Sequence[str] = (),
-    weight: float = 0.0,
-    description: str = "",
+    triggers: Sequence[str] | None = None,
+    weight: float | None = None,
+    description: str | None = None,
     family_name: str = "",
     picture: Image.Image | None = None,
 ) -> None:
-    """The texts (and the picture) lie beside the adapter `path`; texts that others wrote there stay.
+    """The texts (and the picture) lie beside the adapter `path`; what is None stays, and texts of others too.
 
     `weight` 0 recommends none. Raises StorageError.
     """
@@ -35,10 +35,15 @@ def write(
     told = {
         "description": description,
         "sd version": versions.get(family_name, "Unknown"),
-        "activation text": ", ".join(triggers),
+        "activation text": None if triggers is None else ", ".join(triggers),
         "preferred weight": weight,
     }
-    card = {"notes": "", "negative text": "", **read(path), **{k: v for k, v in told.items() if v}}
+    card = {
+        "notes": "",
+        "negative text": "",
+        **read(path),
+        **{k: v for k, v in told.items() if v is not None},
+    }
     write_atomic(path.with_suffix(".json"), json.dumps(card, indent=4, ensure_ascii=False))
     if picture is not None:
         with replacing(path.with_suffix(".preview.png")) as temporary:

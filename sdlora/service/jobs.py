@@ -1,4 +1,4 @@
-"""What is drawn and merged: a queue of requests for the one worker, and how each of them stands.
+"""What is drawn, merged and measured: a queue of requests for the one worker, and how each of them stands.
 
 A request that fails or takes the worker with it is its own failure only; the next one starts a new worker.
 """
@@ -7,9 +7,9 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sdlora.errors import DeviceBusy, SdloraError
 from sdlora.service.process import Message, Worker
@@ -20,7 +20,10 @@ KEPT = 50  # ended jobs that are remembered
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A request and how it stands. `preview` is a data URL; `step` of `steps` counts over all pictures."""
+    """A request and how it stands. `preview` is a data URL; `step` of `steps` counts over all pictures.
+
+    `told` is what the worker has found besides `files`, as JSON.
+    """
 
     number: int
     title: str
@@ -30,6 +33,7 @@ class Job:
     steps: int = 0
     preview: str = ""
     files: tuple[Path, ...] = ()
+    told: Mapping[str, Any] = field(default_factory=dict)  # Any: parsed JSON
     error: str = ""
     hint: str = ""
     seconds: float = 0.0
@@ -100,12 +104,12 @@ class Jobs:
             return self._jobs[number]
 
     def release(self) -> None:
-        """The worker is gone and the device's memory free. Raises DeviceBusy while it draws."""
+        """The worker is gone and the device's memory free. Raises DeviceBusy while it works."""
         with self._changed:
             busy = next((job for job in self._jobs.values() if job.state == "working"), None)
             if busy is not None:
                 raise DeviceBusy(
-                    f'"{busy.title}" is being drawn.', "Wait until it is done, or cancel it, then start."
+                    f'"{busy.title}" is not done yet.', "Wait until it is, or cancel it, then start."
                 )
             self._worker.stop()
 
@@ -135,10 +139,10 @@ class Jobs:
             self._change(number, stage=told["stage"])
         elif kind == "step":
             shown = {"preview": told["preview"]} if told["preview"] else {}
-            self._change(number, stage="Drawing", step=told["step"], steps=told["steps"], **shown)
+            self._change(number, step=told["step"], steps=told["steps"], **shown)
         elif kind == "done":
             files = tuple(Path(file) for file in told["files"])
-            self._change(number, state="done", files=files, seconds=told["seconds"])
+            self._change(number, state="done", files=files, told=told["told"], seconds=told["seconds"])
         else:
             state = "cancelled" if told["cancelled"] else "failed"
             self._change(number, state=state, error=told["error"], hint=told["hint"])

@@ -1,11 +1,16 @@
 """The adapters on this machine: those in `models/Lora`, and what the runs of this home have made."""
 
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
+
+from PIL import Image
 
 from sdlora.errors import AdapterError, SdloraError
 from sdlora.files import replacing, safe_name, within
+from sdlora.network import chain, sidecar
 from sdlora.network.info import AdapterInfo, inspect
 from sdlora.service.trash import Trash
 
@@ -17,7 +22,10 @@ _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """An adapter file: `info` where it can be read, else `error`. `run` made it, if one of here."""
+    """An adapter file: `info` where it can be read, else `error`. `run` made it, if one of here.
+
+    `parent` is the hash of the adapter that it builds on, "" for none.
+    """
 
     path: Path
     name: str
@@ -25,6 +33,8 @@ class Adapter:
     info: AdapterInfo | None
     error: str
     picture: Path | None
+    notes: str = ""
+    parent: str = ""
 
 
 class Library:
@@ -34,7 +44,7 @@ class Library:
         self.folder = folder
         self.runs = runs
         self._trash = trash
-        self._known: dict[Path, tuple[tuple[int, int], AdapterInfo | None, str]] = {}
+        self._known: dict[Path, tuple[tuple[int, int, int], AdapterInfo | None, str]] = {}
 
     def adapters(self) -> tuple[Adapter, ...]:
         """All adapters, the newest first."""
@@ -49,8 +59,46 @@ class Library:
         info, error = self._inspect(path)
         run = path.relative_to(self.runs.resolve()).parts[0] if self.runs.resolve() in path.parents else ""
         return Adapter(
-            path=path, name=path.stem, run=run, info=info, error=error, picture=_picture(path, run=run)
+            path=path,
+            name=path.stem,
+            run=run,
+            info=info,
+            error=error,
+            picture=_picture(path, run=run),
+            notes=str(sidecar.read(path).get("description") or ""),
+            parent=info.metadata.get(chain.KEY, "") if info else "",
         )
+
+    def twins(self) -> Mapping[Path, tuple[str, ...]]:
+        """Adapter -> the names of the others with the same weights, for those that have any."""
+        by_hash: dict[str, list[Adapter]] = {}
+        for adapter in self.adapters():
+            if adapter.info is not None:
+                by_hash.setdefault(adapter.info.hash, []).append(adapter)
+        several = [group for group in by_hash.values() if len(group) > 1]
+        return {a.path: tuple(b.name for b in group if b is not a) for group in several for a in group}
+
+    def lineage(self, path: Path) -> tuple[Path, ...]:
+        """The adapters that `path` builds on, from the root on, then itself.
+
+        Raises AdapterError when one is missing or the chain has no end.
+        """
+        adapter = self.adapter(path)
+        if not adapter.parent:
+            return (adapter.path,)
+        by_hash = {a.info.hash: a for a in reversed(self.adapters()) if a.info}
+        tree: dict[Path, Path | None] = {}
+        at: Adapter | None = adapter
+        while at is not None and at.path not in tree:
+            if at.parent and at.parent not in by_hash:
+                raise AdapterError(
+                    f"{at.name} builds on the adapter {at.parent}, which is not here.",
+                    "Add that adapter, or take the parent away in the tab Adapters.",
+                )
+            parent = by_hash.get(at.parent)
+            tree[at.path] = parent.path if parent else None
+            at = parent
+        return chain.lineage(adapter.path, tree)
 
     def named(self, name: str) -> Path:
         """The file that `<lora:name:1>` means. Raises AdapterError when there is none."""
@@ -94,20 +142,92 @@ class Library:
 
         Raises AdapterError for a run's own result.
         """
-        path = within(path, [self.folder, self.runs])
-        if self.folder.resolve() not in path.parents:
-            raise AdapterError(
-                f"{path.name} is the result of a run.", "Remove the run in the tab Runs instead."
-            )
-        beside = [p for p in path.parent.glob("*") if p.name.startswith(f"{path.stem}.")]
+        path = self._own(path, "Remove the run in the tab Runs instead.")
         self._known.pop(path, None)
-        return self._trash.throw(*beside)
+        return self._trash.throw(*_with_sidecars(path))
+
+    def removed(self) -> tuple[tuple[str, Path], ...]:
+        """(name, place in the trash) of the adapters that lie there, the newest first."""
+        found = self._trash.folder.glob("*/*.safetensors")
+        places = sorted(((path.stem, path.parent) for path in found), key=lambda pair: pair[1], reverse=True)
+        return tuple(places)
+
+    def bring_back(self, place: Path) -> Adapter:
+        """The adapter in this place of the trash is in the library again.
+
+        Raises AdapterError when one of its name has come meanwhile.
+        """
+        place = within(place, [self._trash.folder])
+        path = next(place.glob("*.safetensors"), None)
+        if path is None:
+            raise AdapterError("It is not in the trash any more.", "Reload the page.")
+        target = self.output(path.stem)
+        self._trash.bring_back(place, self.folder)
+        return self.adapter(target)
+
+    def rename(self, path: Path, name: str) -> Adapter:
+        """The adapter and what lies beside it have the new name. Raises AdapterError when it is taken."""
+        path = self._own(path, "Give the run's next result another name in the tab Train.")
+        stem = safe_name(name, fallback="")
+        if not stem:
+            raise AdapterError("The adapter needs a name.", "For example ink-style.")
+        target = path.with_name(f"{stem}.safetensors")
+        if target == path:
+            return self.adapter(path)
+        if target.exists():
+            raise AdapterError(f"{target.name} exists already.", "Choose another name.")
+        for beside in _with_sidecars(path):
+            beside.rename(path.with_name(stem + beside.name.removeprefix(path.stem)))
+        return self.adapter(target)
+
+    def describe(
+        self,
+        path: Path,
+        *,
+        triggers: Sequence[str],
+        weight: float,
+        notes: str,
+        picture: Path | None = None,
+    ) -> Adapter:
+        """A1111's side-cars beside the adapter say this; `picture` None leaves the preview as it is.
+
+        Raises AdapterError when the picture is none.
+        """
+        adapter = self.adapter(path)
+        family = adapter.info.family if adapter.info else ""
+        image = _opened(picture) if picture else None
+        sidecar.write(
+            adapter.path,
+            triggers=triggers,
+            weight=weight,
+            description=notes,
+            family_name=family,
+            picture=image,
+        )
+        return self.adapter(path)
+
+    def set_parent(self, path: Path, parent: Path | None) -> Adapter:
+        """The adapter builds on `parent`. Raises AdapterError when it would become its own ancestor."""
+        path = self.adapter(path).path
+        if parent is not None and path in self.lineage(parent):
+            raise AdapterError(
+                f"{parent.stem} builds on {path.stem} already.", "Choose a parent that does not."
+            )
+        chain.set_parent(path, parent)
+        return self.adapter(path)
 
     def output(self, name: str) -> Path:
         """Where a new adapter called `name` goes. Raises AdapterError when that name is taken."""
         path = self.folder / f"{safe_name(name)}.safetensors"
         if path.exists():
             raise AdapterError(f"{path.name} exists already.", "Choose another name.")
+        return path
+
+    def _own(self, path: Path, otherwise: str) -> Path:
+        """The path when it is no run's result. Raises AdapterError with the hint `otherwise` when it is."""
+        path = within(path, [self.folder, self.runs])
+        if self.folder.resolve() not in path.parents:
+            raise AdapterError(f"{path.name} is the result of a run.", otherwise)
         return path
 
     def _free(self, upload: Path, info: AdapterInfo) -> Path:
@@ -122,9 +242,9 @@ class Library:
         raise AdapterError(f"There are too many adapters called {stem}.", "Rename the file first.")
 
     def _inspect(self, path: Path) -> tuple[AdapterInfo | None, str]:
-        """What the file is, read again only when it has changed."""
-        state = path.stat()
-        stamp = (state.st_size, state.st_mtime_ns)
+        """What the file and its side-car are, read again only when they have changed."""
+        state, card = path.stat(), path.with_suffix(".json")
+        stamp = (state.st_size, state.st_mtime_ns, card.stat().st_mtime_ns if card.exists() else 0)
         known = self._known.get(path)
         if known is None or known[0] != stamp:
             try:
@@ -133,6 +253,24 @@ class Library:
                 known = (stamp, None, str(error))
             self._known[path] = known
         return known[1], known[2]
+
+
+def _with_sidecars(path: Path) -> list[Path]:
+    """The file and all that lies beside it under its name, `ink.v2` being another name than `ink`."""
+    longer = [other.stem for other in path.parent.glob(f"{escape(path.stem)}.*.safetensors")]
+    return [
+        beside
+        for beside in path.parent.glob(f"{escape(path.stem)}.*")
+        if not beside.name.startswith(tuple(f"{stem}." for stem in longer))
+    ]
+
+
+def _opened(picture: Path) -> Image.Image:
+    try:
+        with Image.open(picture) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        raise AdapterError(f"{picture.name} is no picture.", "Use a PNG or JPEG.") from None
 
 
 def _picture(path: Path, *, run: str) -> Path | None:

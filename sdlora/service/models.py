@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from sdlora.errors import SdloraError
+from sdlora.errors import ModelError, SdloraError
+from sdlora.files import safe_name
 from sdlora.loading import BUILTIN, ModelInfo, describe
 
 
@@ -25,6 +26,15 @@ class Models:
     def describe(self, model: str) -> ModelInfo:
         """What the model is. Raises ModelError in words when it cannot be used."""
         return describe(model, roots=[self.folder])
+
+    def output(self, name: str) -> Path:
+        """Where a new model called `name` goes. Raises ModelError when that name is taken or empty."""
+        if not name.strip():
+            raise ModelError("The new model needs a name.", "For example base-with-ink.")
+        path = self.folder / safe_name(name)
+        if path.exists():
+            raise ModelError(f"{path.name} exists already.", "Choose another name.")
+        return path
 
     def size(self, model: str) -> int:
         """The side in pixels that the model was trained at; 512 when it cannot be used."""

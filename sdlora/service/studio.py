@@ -1,23 +1,25 @@
 """What the page asks for, in one place. It starts processes and reads folders; it computes nothing itself."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from sdlora.config import TrainConfig
 from sdlora.errors import AdapterError, SdloraError
 from sdlora.files import within
-from sdlora.generation.png import Restored, read_png
+from sdlora.generation.png import Restored, read_parameters, read_png
 from sdlora.generation.prompt import extract_tags
-from sdlora.generation.request import GenerateRequest
+from sdlora.generation.request import GenerateRequest, weights_told
 from sdlora.home import Home
 from sdlora.network.stack import Entry
+from sdlora.options import build, from_toml
 from sdlora.service.datasets import Datasets
 from sdlora.service.drawing import DEVICE
 from sdlora.service.history import History
 from sdlora.service.jobs import Job, Jobs
 from sdlora.service.library import Library
 from sdlora.service.machine import Machine
+from sdlora.service.mix import Masks
 from sdlora.service.models import Models
 from sdlora.service.process import Worker
 from sdlora.service.runs import Runs
@@ -40,11 +42,14 @@ class Studio:
         self.runs = Runs(home.runs, self.trash)
         self.library = Library(home.adapters, runs=home.runs, trash=self.trash)
         self.history = History(home.outputs)
+        self.masks = Masks(home.cache / "masks")
+        self.measures = home.cache / "measures"
         self.jobs = Jobs(Worker(home.cache / "worker.log", {DEVICE: device}))
 
     def readable(self) -> tuple[Path, ...]:
         """The folders whose files the browser may fetch."""
-        return (self.datasets.thumbnails, self.home.outputs, self.home.runs, self.home.adapters)
+        own = (self.datasets.thumbnails, self.masks.folder, self.measures)
+        return (*own, self.home.outputs, self.home.runs, self.home.adapters)
 
     def plan(self, config: TrainConfig) -> TrainPlan:
         """What the run would take. Raises SdloraError in words when it could not start."""
@@ -67,6 +72,7 @@ class Studio:
         typed = tuple(tag.entry(self.library.named(tag.name)) for tag in tags)
         for entry in request.stack:
             self.library.adapter(entry.file)
+        self.masks.check(request.stack)
         whole = replace(request, prompt=prompt, stack=request.stack + typed)
         title = prompt.strip()[:60] or "A picture"
         places = {"outputs": str(self.home.outputs), "models": str(self.home.models)}
@@ -76,19 +82,77 @@ class Studio:
         """The request that a picture says it was made with. Raises UserError when it says nothing."""
         return read_png(picture, folders=[self.home.adapters, self.home.runs])
 
+    def restore_text(self, text: str) -> Restored:
+        """The request that settings in A1111's words mean, other tools' included."""
+        return read_parameters(text, folders=[self.home.adapters, self.home.runs])
+
     def drawn(self, picture: Path) -> Path:
         """`picture` when it is one of the history. Raises UserError otherwise."""
         return within(picture, [self.home.outputs])
 
-    def merge(self, entries: Sequence[Entry], *, name: str) -> Job:
-        """One adapter of several waits for the worker. Raises AdapterError when the name is taken."""
-        if not name:
-            raise AdapterError("The new adapter needs a name.", "For example ink-and-cat.")
+    def merge(
+        self,
+        entries: Sequence[Entry],
+        *,
+        name: str,
+        method: str = "concat",
+        rank: int = 0,
+        density: float = 0.5,
+        base: str = "",
+    ) -> Job:
+        """One adapter of several waits for the worker; `base` is for kinds other than LoRA.
+
+        Raises AdapterError when the name is taken.
+        """
         if len(entries) < 2:
             raise AdapterError("There is nothing to merge.", "Choose at least two adapters.")
-        output = self.library.output(name)
-        parts = [(str(self.library.adapter(e.file).path), e.weight, e.text_weight) for e in entries]
-        return self.jobs.submit(f"Merging {name}", {"kind": "merge", "entries": parts, "output": str(output)})
+        values = {"method": method, "rank": rank, "density": density, "base": base}
+        return self._work("merge", f"Merging {name}", self._stack(entries) | self._output(name) | values)
+
+    def resize(self, file: Path, *, name: str, rank: int, energy: float) -> Job:
+        """The adapter with fewer ranks waits for the worker. Raises AdapterError when the name is taken."""
+        values = {"file": str(self.library.adapter(file).path), "rank": rank, "energy": energy}
+        return self._work("resize", f"Resizing {file.stem}", values | self._output(name))
+
+    def extract(self, tuned: str, *, base: str, name: str, rank: int) -> Job:
+        """An adapter of what a model learned beyond its base waits for the worker."""
+        if not tuned:
+            raise AdapterError("No fine-tuned model is chosen.", "Put it into models/Stable-diffusion.")
+        values = {"tuned": tuned, "base": base, "rank": rank}
+        return self._work("extract", f"Extracting {name}", values | self._output(name))
+
+    def bake(self, entries: Sequence[Entry], *, base: str, name: str) -> Job:
+        """A model that carries the stack waits for the worker. Raises ModelError when the name is taken."""
+        if not entries:
+            raise AdapterError("There is nothing to bake.", "Choose an adapter.")
+        values = {"base": base, "output": str(self.models.output(name))}
+        return self._work("bake", f"Baking {name}", self._stack(entries) | values)
+
+    def compare(self, entries: Sequence[Entry]) -> Job:
+        """How the entries get along waits for the worker."""
+        if len(entries) < 2:
+            raise AdapterError("There is nothing to compare.", "Choose at least two adapters.")
+        return self._work("compare", "Comparing", self._stack(entries) | self._pictures)
+
+    def measure(self, file: Path) -> Job:
+        """Where the adapter acts, and how many directions it needs, waits for the worker."""
+        values = {"file": str(self.library.adapter(file).path)}
+        return self._work("measure", f"Measuring {file.stem}", values | self._pictures)
+
+    def recipe(self, file: Path) -> TrainConfig:
+        """The settings that made the adapter: of its run, else of the file itself.
+
+        Raises AdapterError when neither tells them.
+        """
+        adapter = self.library.adapter(file)
+        if adapter.run:
+            return self.runs.config(adapter.run)
+        told = adapter.info.metadata.get("sdlora.config", "") if adapter.info else ""
+        if not told:
+            raise AdapterError(f"{adapter.name} does not say how it was made.", "Only our own files do.")
+        config = build(TrainConfig, from_toml(told, adapter.path.name))
+        folder = self.datasets.folders().get(config.data.folder, Path(config.data.folder))
+        return replace(config, data=replace(config.data, folder=str(folder)))
 
     def mismatch(self, model: str, adapter: Path) -> str:
         """Why the adapter cannot go on the base `model`; "" when it can, or when that is not known."""
@@ -105,6 +169,23 @@ class Studio:
     def close(self) -> None:
         """The worker is gone; trainers go on."""
         self.jobs.close()
+
+    def _work(self, kind: str, title: str, message: Mapping[str, object]) -> Job:
+        return self.jobs.submit(title, {"kind": kind, "models": str(self.home.models), **message})
+
+    def _stack(self, entries: Sequence[Entry]) -> dict[str, object]:
+        files = [self.library.adapter(entry.file).path for entry in entries]
+        told = [{"file": str(f), **weights_told(e)} for f, e in zip(files, entries, strict=True)]
+        return {"stack": told}
+
+    def _output(self, name: str) -> dict[str, object]:
+        if not name:
+            raise AdapterError("The new adapter needs a name.", "For example ink-and-cat.")
+        return {"output": str(self.library.output(name))}
+
+    @property
+    def _pictures(self) -> dict[str, object]:
+        return {"pictures": str(self.measures)}
 
     def _make_room(self) -> None:
         """A GPU's memory is given back before a run starts; on a processor both fit."""

@@ -1,7 +1,7 @@
-"""The child that draws and merges: JSON lines in, JSON lines out, a warm model between requests.
+"""The child that draws and works on adapters: JSON lines in, JSON lines out, a warm model between requests.
 
 In:  {"id", "kind": "generate", "request", "outputs", "models"}
-     {"id", "kind": "merge", "entries", "output"}
+     {"id", "kind": one of the workshop's, and what that kind needs}
      {"id", "kind": "cancel"}, at any time
 Out: {"id", "type": "stage" | "step"} while it goes on, then "done" or "error".
 
@@ -17,14 +17,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TextIO
 
 from sdlora.errors import Cancelled, SdloraError
-from sdlora.network.merge import merge
-from sdlora.network.stack import Entry
 from sdlora.service.drawing import Drawing
 from sdlora.service.process import Message
+from sdlora.service.workshop import Done, work
 
 
 def main() -> int:
@@ -69,7 +67,7 @@ class _Server:
         while (message := self._requests.get()) is not None:
             began = time.monotonic()
             try:
-                files = self._answer(message)
+                done = self._answer(message)
             except SdloraError as error:
                 self._fail(message["id"], error)
             except Exception as error:  # the process edge: the page shows words, the log the details
@@ -78,20 +76,24 @@ class _Server:
                 self._fail(message["id"], SdloraError(words, "The details are in the worker's log."))
             else:
                 seconds = time.monotonic() - began
-                told = {"files": [str(file) for file in files], "seconds": seconds}
-                self._send(message["id"], "done", **told)
+                files = [str(file) for file in done.files]
+                self._send(message["id"], "done", files=files, told=done.told, seconds=seconds)
 
-    def _answer(self, message: Message) -> list[Path]:
+    def _answer(self, message: Message) -> Done:
         number = message["id"]
-        if message["kind"] == "merge":
-            self._send(number, "stage", stage="Merging")
-            entries = [Entry(Path(file), weight, text) for file, weight, text in message["entries"]]
-            return [merge(entries, output=Path(message["output"])).path]
-        return self._drawing.draw(
+        if message["kind"] != "generate":
+            return work(message, lambda done, total: self._reach(number, done, total))
+        pictures = self._drawing.draw(
             message,
             tell=lambda kind, **told: self._send(number, kind, **told),
             cancelled=lambda: number in self._cancelled,
         )
+        return Done(pictures)
+
+    def _reach(self, number: int, done: int, total: int) -> None:
+        if number in self._cancelled:
+            raise Cancelled("Cancelled.")
+        self._send(number, "step", step=done, steps=total, preview="")
 
     def _fail(self, number: int, error: SdloraError) -> None:
         cancelled = isinstance(error, Cancelled)

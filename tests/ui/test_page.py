@@ -83,6 +83,11 @@ def test_3_two_adapters_are_mixed_and_the_picture_restores_the_form(
     page.get_by_role("button", name="Use in Generate").click()
     weight = page.get_by_label("Weight of wash", exact=True)
     weight.fill("0.5")
+    page.get_by_label("More on wash").click()
+    page.get_by_label("When").select_option("in")
+    page.get_by_label("Where").select_option("left")
+    page.get_by_label("What of it").select_option("style")
+    page.get_by_label("Text encoder weight of wash").fill("0.25")
     page.locator(field(page, "prompt")).fill("a red cat <lora:ink:0.8:0.6>")
     page.locator(field(page, "steps")).fill("3")
     page.get_by_role("button", name="Generate", exact=True).click()
@@ -91,16 +96,19 @@ def test_3_two_adapters_are_mixed_and_the_picture_restores_the_form(
     visit(page, server, "?tab=generate")
     assert page.locator(field(page, "prompt")).input_value() == ""
     page.set_input_files("#restore input[type=file]", picture)
-    page.get_by_text("its seed included").wait_for()
+    page.get_by_text("the seed included").wait_for()
     assert page.locator(field(page, "prompt")).input_value() == "a red cat"
     assert page.locator(field(page, "steps")).input_value() == "3"
     assert page.get_by_label("Weight of wash", exact=True).input_value() == "0.5"
     assert page.get_by_label("Weight of ink", exact=True).input_value() == "0.6"
+    page.get_by_label("More on ink").click()
     assert page.get_by_label("Text encoder weight of ink").input_value() == "0.8"
+    told = page.get_by_label("More on wash").inner_text()
+    assert told == "More text 0.25, fading in, left half, style, not content"
     page.get_by_role("button", name="Generate", exact=True).click()
     page.locator("#results img").wait_for(timeout=PATIENCE)
     page.locator("#history").get_by_role("button", name="Use the settings of").first.click()
-    page.get_by_text("its seed included").wait_for()
+    page.get_by_text("the seed included").wait_for()
     first, second = sorted((server.home / "outputs").rglob("*.png"), key=os.path.getmtime)
     assert first.read_bytes() == second.read_bytes()
 

@@ -1,0 +1,174 @@
+"""What the worker does with adapter files: makes one of several, smaller ones and whole models, and measures.
+
+A kind of request is a function of its message and of `at(done, total)`, which tells how far it is and raises
+Cancelled once the person has thought better of it. No file is there then.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sdlora.contracts import Family
+from sdlora.files import replacing, write_atomic
+from sdlora.generation.request import entry_tag
+from sdlora.loading import load_family
+from sdlora.network import measure, picture, spectrum
+from sdlora.network.bake import bake
+from sdlora.network.change import Change
+from sdlora.network.merge import Written, merge
+from sdlora.network.resize import extract, resize
+from sdlora.network.stack import Entry
+from sdlora.service.process import Message
+
+At = Callable[[int, int], None]
+ENOUGH = 0.95  # part of a layer's energy
+
+
+@dataclass(frozen=True)
+class Done:
+    """The files that were made, and what is to be told of them, as JSON."""
+
+    files: Sequence[Path]
+    told: Mapping[str, object] = field(default_factory=dict)
+
+
+def work(message: Message, at: At) -> Done:
+    """The message's request is done. Raises SdloraError in words when it cannot be."""
+    at(0, 1)
+    return KINDS[message["kind"]](message, at)
+
+
+def _merge(message: Message, at: At) -> Done:
+    base = message["base"]
+    return _written(
+        merge(
+            _entries(message),
+            output=Path(message["output"]),
+            method=message["method"],
+            rank=message["rank"],
+            density=message["density"],
+            family=_family(base, message) if base else None,
+            on_layer=at,
+        )
+    )
+
+
+def _resize(message: Message, at: At) -> Done:
+    file, output = Path(message["file"]), Path(message["output"])
+    return _written(resize(file, output=output, rank=message["rank"], energy=message["energy"], on_layer=at))
+
+
+def _extract(message: Message, at: At) -> Done:
+    tuned, base = _family(message["tuned"], message), _family(message["base"], message)
+    output = Path(message["output"])
+    return _written(extract(tuned, base, output=output, rank=message["rank"], on_layer=at))
+
+
+def _bake(message: Message, at: At) -> Done:
+    family, output = _family(message["base"], message), Path(message["output"])
+    at(0, 1)  # the last moment to cancel
+    bake(family, _entries(message), output=output)
+    return Done([output])
+
+
+def _compare(message: Message, at: At) -> Done:
+    """How each pair of the stack gets along, and the weights at which nothing burns."""
+    entries = [_steady(entry) for entry in _entries(message)]
+    pairs = list(itertools.combinations(range(len(entries)), 2))
+    found, files = [], []
+    for number, (i, j) in enumerate(pairs):
+        at(number, len(pairs))
+        told = measure.conflict(entries[i], entries[j])
+        found.append({"first": i, "second": j, **asdict(told)})
+        names = f"{entries[i].file.stem} and {entries[j].file.stem}"
+        phi = _mean(list(measure.similarities(entries[i].file, entries[j].file).values()))
+        if phi is not None:
+            files += _pictured(phi, f"similarity of {names}", folder=Path(message["pictures"]))
+    weights = [(entry.weight, entry.text_weight) for entry in measure.balanced(entries)]
+    return Done(files, {"pairs": found, "balanced": weights})
+
+
+def _measure(message: Message, at: At) -> Done:
+    """Where an adapter acts, and how many directions it needs."""
+    file, folder = Path(message["file"]), Path(message["pictures"])
+    norms, spectra = measure.norms(file), list(measure.spectra(file).values())
+    at(1, 2)
+    longest = max(map(len, spectra))
+    padded = torch.stack([torch.nn.functional.pad(s.float(), (0, longest - len(s))) for s in spectra])
+    mean: list[float] = padded.mean(dim=0).tolist()
+    needed = sorted(spectrum.rank_for(s, energy=ENOUGH) for s in spectra)
+    names = [f"{file.stem} by block", f"{file.stem} by direction"]
+    files = [
+        _saved(picture.bars(norms, title="How much it changes each block"), names[0], folder=folder),
+        _saved(picture.curve(mean, title="Strength of its directions, mean of all layers"), names[1],
+               folder=folder),
+        _table(list(norms.items()), names[0], header=["block", "norm"], folder=folder),
+        _table(list(enumerate(mean, start=1)), names[1], header=["direction", "strength"], folder=folder),
+    ]  # fmt: skip
+    return Done(files, {"needed": needed[len(needed) // 2], "rank": longest, "energy": ENOUGH})
+
+
+KINDS: Mapping[str, Callable[[Message, At], Done]] = MappingProxyType(
+    {
+        "merge": _merge,
+        "resize": _resize,
+        "extract": _extract,
+        "bake": _bake,
+        "compare": _compare,
+        "measure": _measure,
+    }
+)
+
+
+def _entries(message: Message) -> list[Entry]:
+    return [entry_tag(told, name="file").entry(Path(told["file"])) for told in message["stack"]]
+
+
+def _steady(entry: Entry) -> Entry:
+    """The entry as it is where it counts fully: a measure knows no steps and places."""
+    return replace(entry, change=Change(blocks=entry.change.blocks))
+
+
+def _family(model: str, message: Message) -> Family:
+    # on the processor and in full precision: this is arithmetic on weights
+    return load_family(model, device="cpu", dtype=torch.float32, roots=[Path(message["models"])])
+
+
+def _written(written: Written) -> Done:
+    return Done([written.path], {"ranks": written.ranks, "kept": written.kept})
+
+
+def _mean(matrices: Sequence[Tensor]) -> Tensor | None:
+    """The mean of the part that all of them have."""
+    if not matrices:
+        return None
+    rows, columns = (min(matrix.shape[side] for matrix in matrices) for side in (0, 1))
+    return torch.stack([matrix[:rows, :columns] for matrix in matrices]).mean(dim=0)
+
+
+def _pictured(phi: Tensor, name: str, *, folder: Path) -> list[Path]:
+    """A heatmap and its numbers."""
+    cell = max(4, min(24, 320 // max(phi.shape)))
+    image = picture.heatmap(phi, title=name[:1].upper() + name[1:], cell=cell)
+    rows = [[i, *row] for i, row in enumerate(phi.tolist(), start=1)]
+    header = ["i / j", *map(str, range(1, phi.shape[1] + 1))]
+    return [_saved(image, name, folder=folder), _table(rows, name, header=header, folder=folder)]
+
+
+def _saved(image: Image.Image, name: str, *, folder: Path) -> Path:
+    path = folder / f"{name}.png"
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG")
+    return path
+
+
+def _table(rows: Sequence[Sequence[object]], name: str, *, header: Sequence[str], folder: Path) -> Path:
+    path = folder / f"{name}.csv"
+    write_atomic(path, picture.table(rows, header=header))
+    return path

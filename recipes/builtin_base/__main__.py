@@ -8,6 +8,7 @@ Each leaves its result in the work folder and does nothing when that is there al
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,12 +22,12 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 STAGES = ("fetch", "render", "words", "vae", "judge", "diffuse", "export", "datasets", "reference", "samples")
 SECONDS = {"vae": 150.0, "judge": 140.0, "diffuse": 900.0}
-TINY_SECONDS = {"vae": 2.0, "judge": 2.0, "diffuse": 3.0}
+TINY_SECONDS = {"vae": 0.5, "judge": 0.5, "diffuse": 1.0}
 
 
-def main() -> None:
-    """Runs the stages named on the command line."""
-    options = _options()
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs the stages named by `words`, or on the command line."""
+    options = _options(words)
     scale = TINY if options.tiny else FULL
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_float32_matmul_precision("high")
@@ -39,7 +40,7 @@ def main() -> None:
         print(f"[{stage}] {time.monotonic() - started:.1f} s {result or ''}", flush=True)
 
 
-def _options() -> argparse.Namespace:
+def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=(*STAGES, "all"))
     parser.add_argument("--tiny", action="store_true", help="made-up icons and networks, seconds on a CPU")
@@ -54,7 +55,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="torch.compile the training steps")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def _seconds(options: argparse.Namespace, stage: str) -> float:

@@ -7,6 +7,7 @@ width, r rank, O I features of a layer.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -102,8 +103,14 @@ class Family(Protocol):
         """The model on `device`, frozen. Raises ModelError when files are missing or damaged."""
         ...
 
-    def tokenize(self, prompts: Sequence[str], *, weighted: bool = False) -> Tokens:
-        """Ids on the CPU, all of one length.
+    def tokenize(
+        self,
+        prompts: Sequence[str],
+        *,
+        weighted: bool = False,
+        words: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    ) -> Tokens:
+        """Ids on the CPU, all of one length. `words` stand for the ids that they name.
 
         With `weighted`, `(word:1.2)`, `[word]` and `BREAK` are understood.
         """

@@ -10,7 +10,8 @@ divides by a number near zero for some encoders, so it is left out, like Forge's
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -61,11 +62,18 @@ def parse_emphasis(prompt: str) -> list[Span]:
 
 
 def tokenize(
-    tokenizers: Sequence[CLIPTokenizer], prompts: Sequence[str], *, weighted: bool = False
+    tokenizers: Sequence[CLIPTokenizer],
+    prompts: Sequence[str],
+    *,
+    weighted: bool = False,
+    words: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> Tokens:
-    """Ids [B,E,L] on the CPU, L a multiple of 77; `weighted` understands the syntax above."""
+    """Ids [B,E,L] on the CPU, L a multiple of 77; `weighted` understands the syntax above.
+
+    `words`, whatever their case, stand for these ids in every vocabulary.
+    """
     spans = [parse_emphasis(prompt) if weighted else [Span(prompt, 1.0)] for prompt in prompts]
-    rows = [[_chunks(tokenizer, prompt) for tokenizer in tokenizers] for prompt in spans]
+    rows = [[_chunks(tokenizer, prompt, words) for tokenizer in tokenizers] for prompt in spans]
     count = max((len(chunks) for row in rows for chunks in row), default=1)
     ids = [[_padded(t, chunks, count) for t, chunks in zip(tokenizers, row, strict=True)] for row in rows]
     weights = torch.stack([torch.stack([weight for _, weight in row]) for row in ids])
@@ -87,18 +95,32 @@ def _joined(spans: Sequence[Span]) -> list[Span]:
     return joined
 
 
-def _chunks(tokenizer: CLIPTokenizer, spans: Sequence[Span]) -> list[list[tuple[int, float]]]:
+def _chunks(
+    tokenizer: CLIPTokenizer, spans: Sequence[Span], words: Mapping[str, Sequence[int]]
+) -> list[list[tuple[int, float]]]:
     """(id, weight) of every token, at most 75 a chunk, at least one chunk."""
     chunks: list[list[tuple[int, float]]] = [[]]
     for text, weight in spans:
         if text is None:
             chunks.append([])
             continue
-        for token in tokenizer(text, add_special_tokens=False, verbose=False).input_ids:
+        for token in _ids(tokenizer, text, words):
             if len(chunks[-1]) == _CHUNK - 2:
                 chunks.append([])
             chunks[-1].append((token, weight))
     return chunks
+
+
+def _ids(tokenizer: CLIPTokenizer, text: str, words: Mapping[str, Sequence[int]]) -> Iterator[int]:
+    """The ids of a text in which `words` stand for ids of their own."""
+    own = {word.lower(): ids for word, ids in words.items()}
+    longest_first = "|".join(re.escape(word) for word in sorted(own, key=len, reverse=True))
+    parts = re.split(rf"(?<!\w)({longest_first})(?!\w)", text, flags=re.IGNORECASE) if own else [text]
+    for number, part in enumerate(parts):
+        if number % 2:  # what the pattern matched
+            yield from own[part.lower()]
+        else:
+            yield from tokenizer(part, add_special_tokens=False, verbose=False).input_ids
 
 
 def _padded(

@@ -3,8 +3,10 @@
 import argparse
 import dataclasses
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from sdlora.commands import entries
+from sdlora.home import Home
 
 if TYPE_CHECKING:
     from sdlora.network.info import AdapterInfo
@@ -13,7 +15,7 @@ SHOWN_KEYS = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="a .safetensors file")
+    parser.add_argument("file", help="a .safetensors file, or a name in models/Lora")
     parser.add_argument("--metadata", action="store_true", help="print what the file says of itself, too")
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
@@ -21,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from sdlora.network.info import inspect
 
-    info = inspect(arguments.file)
+    info = inspect(entries.find(arguments.file, (Home.default().adapters,)))
     print(
         json.dumps(dataclasses.asdict(info), default=str, ensure_ascii=False)
         if arguments.json
@@ -37,11 +39,13 @@ def told(info: "AdapterInfo") -> str:
     lines = [
         f"{info.title}  ({info.path.name}, {info.bytes / 1e6:.1f} MB, {info.hash})",
         f"base       {info.family_title} ({info.evidence})",
-        f"kind       {', '.join(info.kinds) or 'none that sdlora knows'}",
+        f"kind       {', '.join(info.kinds) or ('embedding' if info.words else 'none that sdlora knows')}",
         f"rank       {_span(info.ranks)}   alpha {_span(info.alphas)}",
         "modules    " + (", ".join(f"{count} {name}" for name, count in info.modules.items()) or "none"),
         f"trigger    {', '.join(info.triggers) or 'none named'}",
     ]
+    if info.words:
+        lines.append(f"words      {', '.join(info.words)} (textual inversion: write them in the prompt)")
     if info.weight is not None:
         lines.append(f"weight     {info.weight:g} is recommended")
     if info.unread:

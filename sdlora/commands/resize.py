@@ -7,11 +7,13 @@ sdlora resize big.safetensors --energy 0.98 --output small.safetensors   (each l
 import argparse
 from pathlib import Path
 
+from sdlora.commands import entries
 from sdlora.commands.written import add_dtype, require_place, told
+from sdlora.home import Home
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="the adapter")
+    parser.add_argument("file", help="the adapter: a file, or a name in models/Lora")
     parser.add_argument("--output", type=Path, required=True, help="the file that is made")
     parser.add_argument("--rank", type=int, default=0, help="at most this; 0 is no limit")
     parser.add_argument("--energy", type=float, default=1.0, help="part of each layer's energy that is kept")
@@ -26,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     require_place(arguments.output, ".safetensors")
     written = resize(
-        arguments.file,
+        entries.find(arguments.file, (Home.default().adapters,)),
         output=arguments.output,
         rank=arguments.rank,
         energy=arguments.energy,

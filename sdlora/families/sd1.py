@@ -89,9 +89,15 @@ class StableDiffusion1:
             dtype=dtype,
         )
 
-    def tokenize(self, prompts: Sequence[str], *, weighted: bool = False) -> Tokens:
-        """Ids [B,1,77*chunks] on the CPU; `weighted` understands emphasis and BREAK."""
-        return prompt_tokens.tokenize([self.tokenizer], prompts, weighted=weighted)
+    def tokenize(
+        self,
+        prompts: Sequence[str],
+        *,
+        weighted: bool = False,
+        words: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    ) -> Tokens:
+        """Ids [B,1,77*chunks] on the CPU; `weighted` understands emphasis and BREAK, `words` are ids."""
+        return prompt_tokens.tokenize([self.tokenizer], prompts, weighted=weighted, words=words)
 
     def encode_text(self, tokens: Tokens, *, clip_skip: int = 1) -> Conditioning:
         """States [B,77*chunks,D] of the `clip_skip`-th layer from the end, normalised; differentiable."""

@@ -92,9 +92,15 @@ class StableDiffusionXL:
             dtype=dtype,
         )
 
-    def tokenize(self, prompts: Sequence[str], *, weighted: bool = False) -> Tokens:
-        """Ids [B,2,77*chunks] on the CPU; `weighted` understands emphasis and BREAK."""
-        return prompt_tokens.tokenize(self.tokenizers, prompts, weighted=weighted)
+    def tokenize(
+        self,
+        prompts: Sequence[str],
+        *,
+        weighted: bool = False,
+        words: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    ) -> Tokens:
+        """Ids [B,2,77*chunks] on the CPU; `weighted` understands emphasis and BREAK, `words` are ids."""
+        return prompt_tokens.tokenize(self.tokenizers, prompts, weighted=weighted, words=words)
 
     def encode_text(self, tokens: Tokens, *, clip_skip: int = 1) -> Conditioning:
         """States [B,77*chunks,D1+D2] and the first chunk's pooled output [B,P]; differentiable.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from sdlora.errors import ConfigError
 from sdlora.generation import words
 from sdlora.generation.prompt import Tag, extract_tags, resolve_tags
 from sdlora.generation.solvers import SOLVERS
+from sdlora.generation.words import LARGEST
 from sdlora.network.stack import Entry
 from sdlora.options import build, flatten, option
 
@@ -89,7 +89,7 @@ def entry_tag(value: object, *, name: str) -> Tag:
     weights = [float(told[key]) for key in ("weight", "text_weight") if _is_number(told.get(key))]
     wanted = 1 if told.get("text_weight") is None else 2
     change, named = told.get("change", {}), told.get(name)
-    sound = isinstance(named, str) and len(weights) == wanted and all(map(math.isfinite, weights))
+    sound = isinstance(named, str) and len(weights) == wanted and all(abs(w) <= LARGEST for w in weights)
     if not isinstance(named, str) or not sound or not _is_words(change):
         raise ConfigError(
             f"{value!r:.80} is no adapter of a stack.", f"It needs {name}, weight and text_weight."

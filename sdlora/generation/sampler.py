@@ -17,7 +17,8 @@ from sdlora.errors import Cancelled, ConfigError, OutOfMemory
 from sdlora.generation.request import GenerateRequest
 from sdlora.generation.solvers import SOLVERS, takes_generator
 from sdlora.network.attach import Network, attached
-from sdlora.network.live import mixed
+from sdlora.network.embeddings import gathered, spoken
+from sdlora.network.live import Mix, mixed
 from sdlora.network.stack import Patch
 from sdlora.residence import present, text_encoders
 
@@ -42,8 +43,8 @@ def generate(
     The family is as before then; only what a given `patch` wrote stays, for the next request.
     Raises Cancelled soon after `cancelled` says so, and OutOfMemory when one picture does not fit.
     """
-    with _carrying(family, request, network=network, patch=patch) as at:
-        job = _Job(family, request, at, on_step, cancelled)
+    with _carrying(family, request, network=network, patch=patch) as mix:
+        job = _Job(family, request, mix, on_step, cancelled)
         pictures: list[Image.Image] = []
         size = _LARGEST_BATCH
         while len(pictures) < request.count:
@@ -70,17 +71,17 @@ def to_image(pixels: Tensor) -> Image.Image:
 @contextmanager
 def _carrying(
     family: Family, request: GenerateRequest, *, network: Network | None, patch: Patch | None
-) -> Iterator[Callable[[int, int], None]]:
-    """Inside, the family carries the adapters; the callable sets their weights to those of (step, steps)."""
+) -> Iterator[Mix]:
+    """Inside, the family carries the adapters."""
     if network is not None:
         with attached(family, network):
-            yield lambda step, steps: None
+            yield Mix()
         return
     width, height = _size(family, request)
     factor = family.latent.factor
     # constant entries are patched; with nothing that changes there is nothing beside the weights
     with mixed(family, request.stack, latent_size=(height // factor, width // factor), patch=patch) as mix:
-        yield mix.at
+        yield mix
 
 
 def _size(family: Family, request: GenerateRequest) -> tuple[int, int]:
@@ -100,11 +101,11 @@ class _Job:
         self,
         family: Family,
         request: GenerateRequest,
-        at: Callable[[int, int], None],
+        mix: Mix,
         on_step: OnStep | None,
         cancelled: Callable[[], bool],
     ) -> None:
-        self.family, self.request, self.at = family, request, at
+        self.family, self.request, self.mix = family, request, mix
         self.on_step, self.cancelled = on_step, cancelled
         self.width, self.height = _size(family, request)
         self.conditioning = self._conditioning()
@@ -125,10 +126,11 @@ class _Job:
         """Of the negative and the positive prompt [2,...]; of the positive one [1,...] without guidance."""
         request, family = self.request, self.family
         prompts = [request.negative, request.prompt] if request.guidance > 1 else [request.prompt]
-        tokens = family.tokenize(prompts, weighted=True).to(family.device)
         size = [(self.height, self.width)] * len(prompts)
         sizes = family.sizes(size, [(0, 0)] * len(prompts), size)
-        with present(family, *text_encoders(family)):
+        embeddings = gathered([report.embeddings for report in self.mix.reports], prompts)
+        with present(family, *text_encoders(family)), spoken(family, embeddings, prompts) as words:
+            tokens = family.tokenize(prompts, weighted=True, words=words).to(family.device)
             told = replace(family.encode_text(tokens, clip_skip=request.clip_skip), sizes=sizes)
         return told.map(lambda part: part.to(family.device))
 
@@ -146,7 +148,7 @@ class _Job:
         for step, timestep in enumerate(scheduler.timesteps, start=1):
             if self.cancelled():
                 raise Cancelled("The pictures were cancelled.")
-            self.at(step - 1, len(scheduler.timesteps))
+            self.mix.at(step - 1, len(scheduler.timesteps))
             noisy = scheduler.scale_model_input(latents, timestep)
             output = self._guided(noisy, float(timestep), told)
             latents = scheduler.step(output, timestep, latents, **random).prev_sample

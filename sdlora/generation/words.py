@@ -27,6 +27,7 @@ Parts = tuple[tuple[str, float], ...]
 """Named blocks and their weights; which blocks they are, the adapter's family decides."""
 
 PARTS = tuple(blocks.PARTS["sdxl"])
+LARGEST = 100.0  # far beyond what pictures bear, and far below what number formats do not hold
 WORDS = ("curve", "start", "end", "turn", "lbw", "box", "mask", *PARTS)
 
 
@@ -90,13 +91,15 @@ def with_parts(change: Change, parts: Parts, file: Path) -> Change:
 
 
 def number(text: str) -> float:
-    """The finite number that `text` is. Raises ConfigError when it is none."""
+    """The number from -LARGEST to LARGEST that `text` is. Raises ConfigError when it is none."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if math.isnan(value):
         raise ConfigError(f'"{text[:40]}" is no number.', "Write one such as 0.8.")
+    if abs(value) > LARGEST:
+        raise ConfigError(f'"{text[:40]}" is no weight.', f"Weights go from {-LARGEST:g} to {LARGEST:g}.")
     return value
 
 

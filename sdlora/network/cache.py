@@ -54,7 +54,7 @@ class AdapterCache:
             rows = bundled(resolved.adapters, self._placed)
             for adapter in resolved.adapters.values():
                 adapter.to(self._device)
-            kept = Kept(resolved.adapters, resolved.matched, resolved.unmatched, rows)
+            kept = Kept(**vars(resolved), rows=rows)
             self._held[key] = kept, _bytes(kept)
         self._held.move_to_end(key)
         while self.bytes > self.limit and len(self._held) > 1:

@@ -23,6 +23,7 @@ from sdlora.network import container, keys
 from sdlora.network.compound import together
 from sdlora.network.container import Container
 from sdlora.network.detect import Detected, detect
+from sdlora.network.embeddings import Embedding, fits
 from sdlora.network.metadata import PEFT_KEY, peft, peft_alpha, peft_config, standard
 from sdlora.network.names import Name, index, name_of
 
@@ -42,19 +43,24 @@ class Group:
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a file changes in a base: adapters by layer; keys that were used and that were not."""
+    """What a file changes in a base: adapters by layer, words; keys that were used and that were not."""
 
     adapters: Mapping[Layer, Adapter]
+    embeddings: Mapping[str, Embedding]
     matched: tuple[str, ...]
     unmatched: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """A checked adapter file. `foreign` are keys whose form no kind knows."""
+    """A checked adapter file.
+
+    `embeddings` are its textual inversions: word -> text encoder -> key; `foreign` keys of no known form.
+    """
 
     container: Container
     groups: Mapping[Name, Group]
+    embeddings: Mapping[str, Mapping[str, str]]
     foreign: tuple[str, ...]
 
     @classmethod
@@ -63,20 +69,19 @@ class AdapterFile:
         held = Container.open(path)
         groups: dict[Name, dict[str, str]] = {}
         paths: dict[Name, str] = {}
+        embeddings: dict[str, dict[str, str]] = {}
         foreign = []
         for key in held.entries:
-            parsed = keys.parse(key)
-            if parsed is None:
+            if (inversion := keys.embedding(key, path.stem)) is not None:
+                word, part = inversion
+                _once(path, embeddings.setdefault(word, {}), part, key)
+            elif (parsed := keys.parse(key)) is not None:
+                _once(path, groups.setdefault(parsed.layer, {}), parsed.suffix, key)
+                paths[parsed.layer] = parsed.path
+            else:
                 foreign.append(key)
-                continue
-            names = groups.setdefault(parsed.layer, {})
-            if parsed.suffix in names:
-                raise AdapterError(
-                    f"{path} holds {parsed.suffix} twice: as {names[parsed.suffix]} and {key}."
-                )
-            names[parsed.suffix] = key
-            paths[parsed.layer] = parsed.path
-        return cls(held, {name: Group(names, paths[name]) for name, names in groups.items()}, tuple(foreign))
+        found = {name: Group(names, paths[name]) for name, names in groups.items()}
+        return cls(held, found, embeddings, tuple(foreign))
 
     @property
     def path(self) -> Path:
@@ -170,9 +175,17 @@ class AdapterFile:
                 matched.extend(group.keys.values())
             else:
                 unmatched.extend(group.keys.values())
-        if not adapters:
+        words = {word: held for word in self.embeddings if fits(held := self._embedding(word), family)}
+        for word, names in self.embeddings.items():
+            (matched if word in words else unmatched).extend(names.values())
+        if not adapters and not words:
             raise self._foreign_to(family)
-        return Resolved(adapters, tuple(matched), tuple(unmatched))
+        return Resolved(adapters, words, tuple(matched), tuple(unmatched))
+
+    def _embedding(self, word: str) -> Embedding:
+        names = self.embeddings[word]
+        held = self.container.read(names.values())
+        return {part: held[key] if held[key].ndim != 1 else held[key][None] for part, key in names.items()}
 
     @cached_property
     def _folder_config(self) -> dict[str, Any]:  # Any: parsed JSON
@@ -225,6 +238,12 @@ def save(
         container.write(temporary, tensors, texts)
         _verify(temporary, stored)
     return AdapterFile.open(path)
+
+
+def _once(path: Path, names: dict[str, str], name: str, key: str) -> None:
+    if name in names:
+        raise AdapterError(f"{path} holds {name} twice: as {names[name]} and {key}.")
+    names[name] = key
 
 
 def _kohya_tensors(stored: _Stored, family_name: str) -> dict[str, Tensor]:

@@ -18,9 +18,10 @@ _RANK = ("lora_down.weight", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
 class AdapterInfo:
     """Facts of an adapter file.
 
-    `ranks` and `alphas` are (lowest, highest) or None; `modules` counts layers by component; `unread` are
-    keys that no kind knows; `weight` is what its author recommends; `hash` the 12 hex digits that A1111
-    writes into pictures; `problem` says why the file cannot do anything, "" where it can.
+    `ranks` and `alphas` are (lowest, highest) or None; `modules` counts layers by component; `words` are
+    those of its textual inversions; `unread` are keys that no kind knows; `weight` is what its author
+    recommends; `hash` the 12 hex digits that A1111 writes into pictures; `problem` says why the file cannot
+    do anything, "" where it can.
     """
 
     path: Path
@@ -32,6 +33,7 @@ class AdapterInfo:
     ranks: tuple[float, float] | None
     alphas: tuple[float, float] | None
     modules: Mapping[str, int]
+    words: tuple[str, ...]
     unread: tuple[str, ...]
     triggers: tuple[str, ...]
     weight: float | None
@@ -63,13 +65,14 @@ def inspect(path: Path) -> AdapterInfo:
             [t["alpha"].item() for t in tensors.values() if "alpha" in t and t["alpha"].numel() == 1]
         ),
         modules=_counted(known),
+        words=tuple(file.embeddings),
         unread=(*file.foreign, *unknown),
         triggers=_triggers(file.metadata, card),
         weight=_number(card.get("preferred weight")),
         hash=short_hash(file),
         bytes=path.stat().st_size,
         metadata=file.metadata,
-        problem=_problem(tensors),
+        problem="" if file.embeddings and not tensors else _problem(tensors),
     )
 
 

@@ -36,6 +36,17 @@ def parse(key: str) -> Key | None:
     return None
 
 
+def embedding(key: str, file_name: str) -> tuple[str, str] | None:
+    """Word and text encoder of the textual inversion that the key holds, None where it holds none.
+
+    Bundled ones (`bundle_emb.WORD.clip_l`) bring their word; a file of its own is named by it.
+    """
+    match = _EMBEDDING.fullmatch(key)
+    if match is None:
+        return None
+    return match["word"] or file_name, "text_encoder_2" if match["part"] == "clip_g" else "text_encoder"
+
+
 def kohya(layer: Layer, suffix: str, *, prefix: str, sgm: bool) -> str:
     """kohya's key of a tensor; `sgm` writes the original code's block names, as SDXL files have."""
     flat = layer.path.replace(".", "_")
@@ -93,6 +104,11 @@ _PREFIXES = (
     ("text_encoder_2.", "text_encoder_2"),
     ("text_encoders.clip_l.transformer.", "text_encoder"),
     ("text_encoders.clip_g.transformer.", "text_encoder_2"),
+)
+
+
+_EMBEDDING = re.compile(
+    r"(?:bundle_emb\.(?P<word>[^.]{1,100})\.)?(?P<part>emb_params|clip_l|clip_g|string_to_param\.[^.]{1,100})"
 )
 
 

@@ -29,7 +29,7 @@ Part = tuple[int, Adapter, float]
 class Mix:
     """A stack on a family, some entries of which change. `reports` say what became of each entry."""
 
-    def __init__(self, reports: tuple[Applied, ...], live: "Live | None") -> None:
+    def __init__(self, reports: tuple[Applied, ...] = (), live: "Live | None" = None) -> None:
         self.reports = reports
         self._live = live
 

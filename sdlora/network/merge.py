@@ -79,7 +79,7 @@ def merge(
     check_constant(entries)
     check_range("rank", rank, low=0)
     check_range("density", density, low=0, high=1)
-    files = [AdapterFile.open(entry.file) for entry in entries]
+    files = [source(entry.file, output) for entry in entries]
     family_name = _common_family(files, family)
     parts: dict[Layer, list[Part]] = {}
     for entry, file in zip(entries, files, strict=True):
@@ -127,6 +127,19 @@ def check_range(name: str, value: float, *, low: float, high: float = math.inf) 
     if not low <= value <= high:
         allowed = f"from {low:g} to {high:g}" if high < math.inf else f"at least {low:g}"
         raise ConfigError(f"{name} = {value:g} is out of range.", f"Allowed: {allowed}.")
+
+
+def source(path: Path, output: Path) -> AdapterFile:
+    """The file that `output` is made from. Raises AdapterError unless all that it holds goes into another."""
+    if output.resolve() == path.resolve():
+        raise AdapterError(f"{path} would be overwritten by what is made of it.", "Choose another name.")
+    file = AdapterFile.open(path)
+    for word in file.embeddings:
+        raise AdapterError(
+            f'{path} teaches the word "{word}", for which the new file would have no place.',
+            "Use it as it is, in a stack.",
+        )
+    return file
 
 
 def _merged(

@@ -8,9 +8,9 @@ from sdlora.adapters.lora import Lora
 from sdlora.contracts import Family, Layer
 from sdlora.errors import AdapterError
 from sdlora.network.attach import module_of
-from sdlora.network.codec import AdapterFile, save
+from sdlora.network.codec import save
 from sdlora.network.loose import loras, shape_of
-from sdlora.network.merge import OnLayer, Written, check_range
+from sdlora.network.merge import OnLayer, Written, check_range, source
 from sdlora.network.spectrum import of_lora, of_matrix, rank_for
 from sdlora.network.targets import layers
 
@@ -33,7 +33,7 @@ def resize(
     check_range("rank", rank, low=0)
     check_range("energy", energy, low=0, high=1)
     check_range("ratio", ratio, low=0)
-    file = AdapterFile.open(path)
+    file = source(path, output)
     small: dict[Layer, Lora] = {}
     kept = total = 0.0
     held = loras(file)

@@ -19,6 +19,7 @@ from sdlora.network.blocks import factor
 from sdlora.network.bundle import Bundle, Row
 from sdlora.network.cache import AdapterCache
 from sdlora.network.change import Change
+from sdlora.network.embeddings import Embedding
 
 _AT_ONCE = 1 << 25  # values of weights that are added to at once; four bytes each, beside the model
 
@@ -51,10 +52,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Applied:
-    """What became of an entry: layers changed by component, keys of its file used and not used."""
+    """What became of an entry: layers changed by component, words it teaches, keys used and not used."""
 
     entry: Entry
     layers: Mapping[str, int]
+    embeddings: Mapping[str, Embedding]
     matched: tuple[str, ...]
     unmatched: tuple[str, ...]
 
@@ -116,7 +118,7 @@ class Patch:
     def __init__(self, family: Family, *, cache: AdapterCache | None = None) -> None:
         self._family = family
         self.cache = AdapterCache(family) if cache is None else cache
-        self._parameters: dict[Target, nn.Parameter] = {}
+        self._modules: dict[Layer, nn.Module] = {}
         self._pristine: dict[Target, Tensor] = {}
         self._carried: set[_Write] = set()
 
@@ -135,7 +137,8 @@ class Patch:
                     wanted.setdefault(Target(layer, "weight"), []).append(part)
                     if adapter.bias_delta() is not None:
                         wanted.setdefault(Target(layer, "bias"), []).append((adapter, weight))
-            reports.append(Applied(entry, _counted(kept.adapters), kept.matched, kept.unmatched))
+            layers = _counted(kept.adapters)
+            reports.append(Applied(entry, layers, kept.embeddings, kept.matched, kept.unmatched))
         planned = list(self._planned(wanted))
         self._carried.intersection_update(planned)
         self._put_back([target for target in self._pristine if target not in wanted])
@@ -198,9 +201,12 @@ class Patch:
             del self._pristine[target]
 
     def _parameter(self, target: Target) -> nn.Parameter:
-        if target not in self._parameters:
-            self._parameters[target] = module_of(self._family, target.layer).get_parameter(target.name)
-        return self._parameters[target]
+        # The module is remembered, the parameter is not: a network that moves gets new ones.
+        if target.layer not in self._modules:
+            self._modules[target.layer] = module_of(self._family, target.layer)
+        parameter = getattr(self._modules[target.layer], target.name)
+        assert isinstance(parameter, nn.Parameter)  # not made anew at each look, as packed weights are
+        return parameter
 
 
 def _part(column: Sequence[tuple[Row | Adapter, float]]) -> _Part:

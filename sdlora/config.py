@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdlora.adapters import SPECS
+from sdlora.base.stored import PACKINGS
 from sdlora.families import FAMILIES
 from sdlora.objectives import OBJECTIVES
 from sdlora.optimizers import OPTIMIZERS
@@ -31,6 +32,13 @@ class BaseSpec:
     )
     clip_skip: int = option(
         1, "Take the text encoder's n-th layer from the end", low=1, high=12, unit="layers"
+    )
+    storage: str = option(
+        "full",
+        "How the weights under the adapters are kept: `fp8` takes half the memory of bf16 and `nf4` a quarter, "
+        "both a little slower and less exact",
+        choices=tuple(PACKINGS),
+        label="Base weights",
     )
 
 

@@ -48,6 +48,7 @@ def _key(config: TrainConfig, model: str, resolution: int) -> str:
         f"batch {loop.batch_size}x{loop.accumulate}",
         f"{loop.device} of {torch.cuda.device_count()}",
         loop.precision,
+        f"stored {config.base.storage}",
         f"recomputed {loop.checkpointing}",
         f"{adapter.kind} {adapter.targets}",
         f"unet {adapter.unet} text {adapter.text_encoder}",

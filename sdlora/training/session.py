@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
+from sdlora.adapters import KINDS
+from sdlora.base.stored import store
 from sdlora.config import TrainConfig
 from sdlora.contracts import Family
 from sdlora.data.folder import scan
 from sdlora.data.items import Dataset
 from sdlora.events import CheckpointSaved, Event, Notice, RunStarted
-from sdlora.network import codec
+from sdlora.network import codec, targets
 from sdlora.network.attach import Network, create
 from sdlora.runtime import Runtime
 from sdlora.training import checkpoint
@@ -62,6 +64,7 @@ class Session:
             last.fixed.require_same(fixed)
         for text in _problems(dataset):
             tell(Notice(text=text))
+        _pack(family, config)
         network = create(family, _taught(config), seed=config.loop.seed).to(family.device)
         train_step = TrainStep(family, network, config)
         if last is not None:
@@ -131,6 +134,16 @@ def _taught(config: TrainConfig) -> Any:  # Any: the option tree of the adapter'
     return replace(
         adapter, unet=adapter.unet and rates.lr > 0, text_encoder=adapter.text_encoder and rates.text_lr > 0
     )
+
+
+def _pack(family: Family, config: TrainConfig) -> None:
+    """The UNet, and every other network that is taught, keeps its weights as the options say."""
+    if config.base.storage == "full":
+        return
+    taught = _taught(config)
+    layers = targets.resolve(family, taught, KINDS.get(taught.kind).layer_types)
+    for name in {"unet", *(layer.component for layer in layers)}:
+        store(family.networks[name], config.base.storage, device=family.device)
 
 
 def _problems(dataset: Dataset) -> Iterator[str]:

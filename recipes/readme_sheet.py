@@ -1,6 +1,6 @@
 """The sheet at the top of the README: one prompt and one seed a row, four mixes of adapters a column.
 
-    python -m recipes.readme_sheet STYLE.safetensors CHARACTER.safetensors docs/pictures/mix.png
+python -m recipes.readme_sheet STYLE.safetensors CHARACTER.safetensors docs/pictures/mix.png
 """
 
 import sys

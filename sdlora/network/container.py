@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -102,14 +102,17 @@ class Container:
             source.seek(self.payload)
             shutil.copyfileobj(source, file, 1 << 20)
 
-    def rewrite(self, tensors: Mapping[str, Tensor]) -> None:
-        """The file holds these tensors, all of its own names, and its texts as they were."""
-        assert tensors.keys() == self.entries.keys()
-        head, names, blocks = _laid_out(tensors)
-        with self.path.open("wb") as file:
-            file.write(_header(head, self.metadata))
-            for name in names:
-                file.write(blocks[name])
+    def changed(self, path: Path, change: Callable[[str, Tensor], Tensor]) -> None:
+        """`path` holds every tensor as `change` makes it of its name and value, one at a time in memory.
+
+        Shapes, number formats, order and texts stay.
+        """
+        with self.path.open("rb") as source, path.open("wb") as file:
+            file.write(source.read(self.payload))
+            for name, entry in sorted(self.entries.items(), key=lambda pair: (pair[1].start, pair[1].end)):
+                tensor = change(name, _tensor(source, entry))
+                assert tensor.shape == entry.shape
+                file.write(_bytes(tensor.to(entry.dtype)))
 
     def payload_hash(self) -> str:
         """Hex SHA-256 of the payload: what `sshs_model_hash` means, whatever the metadata."""

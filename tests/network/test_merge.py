@@ -14,7 +14,6 @@ from sdlora.contracts import Family
 from sdlora.errors import AdapterError, SdloraError
 from sdlora.loading import load_family
 from sdlora.network.attach import attached, create
-from sdlora.network.bake import bake
 from sdlora.network.codec import AdapterFile, save
 from sdlora.network.merge import dare, merge, ties
 from sdlora.network.resize import extract, resize
@@ -25,7 +24,7 @@ from tests.network import oracle
 from tests.network.test_attach import answer, awake
 from tests.network.test_codec import UNET as WRITERS
 from tests.network.test_codec import of, written
-from tests.network.test_stack import TOLERANCE, equal, saved, weights
+from tests.network.test_stack import TOLERANCE, saved
 
 
 @pytest.fixture(scope="module")
@@ -182,21 +181,6 @@ def test_what_was_added_is_extracted(files: list[Path], tiny_sd1: TinyModel, tmp
     assert close(deltas(base, tmp_path / "x"), summed(base, [Entry(files[0], 0.8)]), 1e-3)
     with pytest.raises(AdapterError, match="do not differ"):
         extract(tuned, base, output=tmp_path / "y")
-
-
-def test_a_baked_model_answers_as_the_stack(files: list[Path], tiny_sd1: TinyModel, tmp_path: Path) -> None:
-    family = tiny_sd1.family
-    before = weights(family)
-    entries = [Entry(files[0], 0.8), Entry(files[2], 0.5)]
-    bake(family, entries, output=tmp_path / "baked")
-    assert equal(weights(family), before)
-    baked = load_family(str(tmp_path / "baked"), device="cpu", dtype=torch.float32)
-    with stacked(family, entries):
-        assert equal(weights(baked), weights(family))
-        torch.testing.assert_close(answer(baked), answer(family))
-    with pytest.raises(AdapterError, match="exists already"):
-        bake(family, entries, output=tmp_path / "baked")
-    assert list(tmp_path.iterdir()) == [tmp_path / "baked"]
 
 
 @pytest.mark.parametrize("kind", ["norm", "bias"])

@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from sdlora import __version__
 from sdlora.errors import Cancelled, ConfigError, SdloraError
+from sdlora.home import ELSEWHERE, name_elsewhere
 
 COMMANDS = {
     "train": "teach the base a folder of images",
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in words
     try:
-        return _run(words)
+        return _run(_without_folders(words))
     except Cancelled as error:
         return _tell(error, as_json, 130)
     except KeyboardInterrupt:
@@ -106,6 +107,22 @@ def split_options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     return found, rest
 
 
+def _without_folders(words: Sequence[str]) -> list[str]:
+    """The words without the flags that name folders elsewhere, which are known from now on."""
+    rest: list[str] = []
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        flag, equals, value = word.partition("=")
+        if flag not in ELSEWHERE:
+            rest.append(word)
+            continue
+        if not equals and not queue:
+            raise ConfigError(f"{flag} names nothing.", f"Write {flag} PATH.")
+        name_elsewhere(flag, value if equals else queue.pop(0))
+    return rest
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse with our errors: one sentence, exit code 2, and no usage block in the way."""
 
@@ -125,6 +142,10 @@ def _overview() -> str:
     purpose = "Teach Stable Diffusion a style or a character, and mix the adapters."
     lines = ["usage: sdlora COMMAND ...", "", purpose, ""]
     lines += [f"  {name:<10}{COMMANDS[name]}" for name in _public()]
+    lines += ["", "--ckpt-dir and --lora-dir name more folders of base models and of adapters, and"]
+    lines += [
+        "--extra-model-paths-config a ComfyUI file that does; extra_model_paths.yaml here is read anyway."
+    ]
     return "\n".join([*lines, "", "`sdlora COMMAND --help` tells more."])
 
 

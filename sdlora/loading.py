@@ -7,7 +7,8 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from importlib.resources import files as resources
 from pathlib import Path
@@ -49,7 +50,7 @@ class ModelInfo:
     native_size: int
     path: Path
     bytes: int
-    files: ModelFiles
+    files: ModelFiles = field(compare=False)
 
     @cached_property
     def hash(self) -> str:
@@ -105,24 +106,51 @@ def describe(model: str, *, roots: Sequence[Path] = ()) -> ModelInfo:
 
 
 def find(model: str, roots: Sequence[Path], *, otherwise: Callable[[], Path | None]) -> Path:
-    """The folder or file that `model` names: itself, under one of `roots`, or `otherwise` for a Hub id.
+    """The folder or file that `model` names: itself, in or below one of `roots`, or `otherwise` for a Hub id.
 
     Raises ModelError when there is none.
     """
     if model == BUILTIN:
         return builtin()
+    if not model.strip():
+        raise ModelError("No base model is named.", "Give `builtin`, a folder, a file or a Hub id.")
     for path in (Path(model).expanduser(), *(root / model for root in roots)):
         if path.exists():
             return path.resolve()
+    known = {path.stem if path.is_file() else path.name: path for root in roots for path in models_in(root)}
+    if model in known:
+        return known[model].resolve()
     if hub.is_id(model):
         if (fetched := otherwise()) is not None:
             return fetched
         raise ModelError(f"{model} is not on this machine yet.", "It is downloaded when it is first used.")
+    near = get_close_matches(model, known, n=1)
     places = ", ".join(str(root) for root in roots) or "the current folder"
     raise ModelError(
         f'There is no model "{model}".',
-        f"Give `builtin`, a folder, a file or a Hub id; names are looked up in {places}.",
+        f'Did you mean "{near[0]}"?'
+        if near
+        else f"Give `builtin`, a folder, a file or a Hub id; names are looked up in {places}.",
     )
+
+
+def located(model: str, roots: Sequence[Path]) -> str:
+    """`model` as it is found from everywhere: as a path when it lies on this machine, else as it is.
+
+    Raises ModelError when it is neither there nor a Hub id.
+    """
+    hub_id = Path()
+    found = find(model, roots, otherwise=lambda: hub_id)
+    return model if model == BUILTIN or found is hub_id else str(found)
+
+
+def models_in(folder: Path) -> Iterator[Path]:
+    """The single files and model folders in `folder` and below, by name."""
+    for path in sorted(folder.rglob("*"), key=lambda path: path.as_posix().casefold()):
+        inside_model = any((parent / "model_index.json").exists() for parent in path.parents)
+        is_model = path.suffix == ".safetensors" or (path / "model_index.json").exists()
+        if is_model and not inside_model:
+            yield path
 
 
 def builtin() -> Path:

@@ -3,10 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from sdlora import options
 from sdlora.cli import main, split_options
+from sdlora.home import ELSEWHERE
+from tests.conftest import TinyModel
 
 
 def test_help_is_instant_because_torch_stays_out() -> None:
@@ -55,3 +59,18 @@ def test_an_unforeseen_error_is_a_sentence_and_a_log(
     told = capsys.readouterr().err
     assert "ZeroDivisionError" in told
     assert "Traceback" not in told
+
+
+def test_folders_elsewhere_are_flags_of_every_command(
+    tmp_path: Path, tiny_sd1: TinyModel, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ELSEWHERE.values():
+        monkeypatch.setenv(variable, "")  # put back afterwards
+    monkeypatch.setenv("SDLORA_HOME", str(tmp_path / "home"))
+    words = ["train", str(image_folder), "--base", tiny_sd1.folder.name, "--run", str(tmp_path / "run")]
+    small = ["--loop.steps", "1", "--preview.every", "-1", "--adapter.rank", "1", "--loop.device", "cpu"]
+    assert main([*words, *small]) == 2  # nobody knows the name
+    assert main(["--ckpt-dir", str(tiny_sd1.folder.parent), *words, *small]) == 0
+    told = options.from_toml((tmp_path / "run" / "config.toml").read_text(), "config.toml")
+    assert told["base.model"] == str(tiny_sd1.folder)  # a resumed run needs no flag
+    assert main(["train", "--lora-dir"]) == 2

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sdlora.errors import ConfigError, ModelError
-from sdlora.loading import describe, load_family
+from sdlora.loading import describe, find, load_family
 from tests.conftest import TinyModel
 from tests.original import write_original
 
@@ -49,6 +49,23 @@ def test_builtin_is_the_folder_that_the_variable_names(
 def test_a_bare_name_is_looked_up_in_the_roots(tiny_sd1: TinyModel) -> None:
     assert describe("tiny-sd1", roots=[tiny_sd1.folder.parent]).path == tiny_sd1.folder
     assert refused("no-such") == 'There is no model "no-such".'
+
+
+def test_a_name_without_its_ending_is_found_below_the_roots_too(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    shutil.move(folder, tmp_path / "sub" / "cartoon")
+    write_original(tmp_path / "sub" / "cartoon", tmp_path / "sub" / "photo-v2.safetensors", family="sd1")
+    roots = [tmp_path / "none", tmp_path]
+    assert find("cartoon", roots, otherwise=lambda: None) == tmp_path / "sub" / "cartoon"
+    assert find("photo-v2", roots, otherwise=lambda: None) == tmp_path / "sub" / "photo-v2.safetensors"
+    with pytest.raises(ModelError) as error:
+        find("cartoons", roots, otherwise=lambda: None)
+    assert error.value.hint == 'Did you mean "cartoon"?'
+
+
+@pytest.mark.parametrize("nothing", ["", "  "])
+def test_no_name_is_no_model(nothing: str) -> None:
+    assert refused(nothing) == "No base model is named."
 
 
 def test_the_hash_changes_with_a_weight(tiny_sd1: TinyModel, folder: Path) -> None:

@@ -30,8 +30,8 @@ def _folders(studio: Studio) -> str:
     home = studio.home
     rows = [
         ("Datasets", home.datasets),
-        ("Base models", home.models),
-        ("Adapters", home.adapters),
+        *(("Base models", folder) for folder in home.model_folders),
+        *(("Adapters", folder) for folder in home.adapter_folders),
         ("Runs", home.runs),
         ("Pictures", home.outputs),
         ("Cache, can be emptied", home.cache),

@@ -13,7 +13,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read by Gradio whe
 import gradio as gr
 
 from sdlora.errors import SdloraError
-from sdlora.home import Home
+from sdlora.home import ELSEWHERE, Home, name_elsewhere
 from sdlora.service.studio import Studio
 from ui import about_tab, guard
 from ui.adapters_tab import AdaptersTab
@@ -185,31 +185,35 @@ def _parser() -> argparse.ArgumentParser:
     for flag, text in {
         "--data-dir": "everything below, where it is not named itself",
         "--models-dir": "holds Stable-diffusion/ and Lora/, as in other tools",
-        "--ckpt-dir": "base models",
-        "--lora-dir": "adapters",
         "--output-dir": "pictures",
         "--datasets-dir": "datasets",
     }.items():
         folders.add_argument(flag, type=Path, metavar="FOLDER", help=text)
+    for flag, text in {
+        "--ckpt-dir": "more base models; may be given several times",
+        "--lora-dir": "more adapters; may be given several times",
+        "--extra-model-paths-config": "ComfyUI's file of folders; extra_model_paths.yaml here is read anyway",
+    }.items():
+        folders.add_argument(flag, action="append", default=[], metavar="PATH", help=text)
     return parser
 
 
 def _home(arguments: argparse.Namespace) -> Home:
-    default = Home.default()
-    root = arguments.data_dir.expanduser().resolve() if arguments.data_dir else default.root
+    for flag in ELSEWHERE:
+        for path in getattr(arguments, flag[2:].replace("-", "_")):
+            name_elsewhere(flag, path)
+    root = arguments.data_dir.expanduser().resolve() if arguments.data_dir else Home.default().root
     named: dict[str, Path] = {}
     if arguments.models_dir:
         models = arguments.models_dir.expanduser().resolve()
         named |= {"models": models / "Stable-diffusion", "adapters": models / "Lora"}
     for part, folder in {
-        "models": arguments.ckpt_dir,
-        "adapters": arguments.lora_dir,
         "outputs": arguments.output_dir,
         "datasets": arguments.datasets_dir,
     }.items():
         if folder:
             named[part] = folder.expanduser().resolve()
-    return Home(root, **named)
+    return Home.at(root, **named)
 
 
 def _masthead(device: str) -> str:

@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sdlora.network.bake import bake
 
     home = Home.default()
-    stack = [entries.parse(text, folders=(home.adapters,)) for text in arguments.adapters]
+    stack = [entries.parse(text, folders=home.adapter_folders) for text in arguments.adapters]
     reports = bake(entries.load(arguments.base, home), stack, output=arguments.output)
     for report in reports:
         layers = ", ".join(f"{count} layers of {name}" for name, count in report.layers.items())

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     machine = Runtime.choose(arguments.device, arguments.precision)
     teller = Teller(silent=arguments.json)
     with lease(machine.device, "`sdlora generate`"), memory_told("Choose a smaller size or fewer pictures."):
-        family = load_family(request.base, device=machine.device, dtype=machine.dtype, roots=[home.models])
+        family = load_family(request.base, device=machine.device, dtype=machine.dtype, roots=home.model_folders)
 
         def on_step(step: int, steps: int, preview: "Image") -> None:
             teller.move(f"step {step} of {steps}", last=step == steps)
@@ -98,7 +98,7 @@ def _request(arguments: argparse.Namespace, home: Home) -> "GenerateRequest":
     values: dict[str, object] = {name: value for name, value in given.items() if value is not None}
     if arguments.size:
         values["width"], values["height"] = _size(arguments.size)
-    folders = (home.adapters,)
+    folders = home.adapter_folders
     stack = tuple(entries.parse(text, folders=folders) for text in arguments.adapter)
     return GenerateRequest.of({**values, "prompt": arguments.prompt}, stack).with_prompt_adapters(folders)
 

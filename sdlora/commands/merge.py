@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     require_place(arguments.output, ".safetensors")
     home = Home.default()
     written = merge(
-        [entries.parse(text, folders=(home.adapters,)) for text in arguments.adapters],
+        [entries.parse(text, folders=home.adapter_folders) for text in arguments.adapters],
         output=arguments.output,
         method=arguments.method,
         rank=arguments.rank,

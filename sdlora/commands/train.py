@@ -64,6 +64,7 @@ def configuration(arguments: argparse.Namespace) -> "TrainConfig":
     from sdlora import options
     from sdlora.config import TrainConfig
     from sdlora.data.folder import require_folder
+    from sdlora.loading import located
     from sdlora.presets import preset
 
     values: dict[str, object] = {}
@@ -71,11 +72,13 @@ def configuration(arguments: argparse.Namespace) -> "TrainConfig":
         values.update(options.from_toml(_text(arguments.config), str(arguments.config)))
     if arguments.dataset:
         values["data.folder"] = str(_dataset(arguments.dataset))
-    if arguments.base:
+    if arguments.base is not None:
         values["base.model"] = arguments.base
     if arguments.output and "output.name" not in values:
         values["output.name"] = arguments.output.stem
     values.update(arguments.options)
+    if "base.model" in values:
+        values["base.model"] = located(str(values["base.model"]), Home.default().model_folders)
     if not values.get("data.folder"):
         raise ConfigError("No dataset was named.", "Give a folder of images: sdlora train FOLDER.")
     subject, model = str(values.get("output.subject", "style")), str(values.get("base.model", "builtin"))

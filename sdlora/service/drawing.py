@@ -5,7 +5,7 @@ import gc
 import io
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -52,7 +52,7 @@ class Drawing:
         machine = Runtime.choose(os.environ.get(DEVICE, "auto"))
         advice = "Choose a smaller size or fewer pictures, or close other programs that use the device."
         with lease(machine.device, "the page, which draws"), memory_told(advice):
-            family, patch = self._ready(request.base, Path(message["models"]), machine=machine, tell=tell)
+            family, patch = self._ready(request.base, message["models"], machine=machine, tell=tell)
             tell("stage", stage="Drawing")
             pictures = generate(family, request, on_step=_teller(tell), cancelled=cancelled, patch=patch)
         paths = []
@@ -62,12 +62,15 @@ class Drawing:
             save_png(paths[-1], picture, own, model_hash=family.hash)
         return paths
 
-    def _ready(self, model: str, models: Path, *, machine: Runtime, tell: Tell) -> tuple[Family, Patch]:
+    def _ready(
+        self, model: str, folders: Sequence[str], *, machine: Runtime, tell: Tell
+    ) -> tuple[Family, Patch]:
         if self._loaded is None or self._loaded[0] != model:
             tell("stage", stage="Loading the base model")
             self._loaded = None
             gc.collect()  # the old model must be gone before the new one comes
-            family = load_family(model, device=machine.device, dtype=machine.dtype, roots=[models])
+            roots = [Path(folder) for folder in folders]
+            family = load_family(model, device=machine.device, dtype=machine.dtype, roots=roots)
             self._loaded = (model, family, Patch(family))
         return self._loaded[1:]
 

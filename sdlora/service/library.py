@@ -38,24 +38,29 @@ class Adapter:
 
 
 class Library:
-    """The adapters in `folder` and at the top of each run's folder in `runs`."""
+    """The adapters in `folders` and at the top of each run's folder in `runs`.
 
-    def __init__(self, folder: Path, *, runs: Path, trash: Trash) -> None:
-        self.folder = folder
+    New ones go to the first folder, and only there they are renamed and removed: the others are other tools'.
+    """
+
+    def __init__(self, folders: Sequence[Path], *, runs: Path, trash: Trash) -> None:
+        self.folder = folders[0]
+        self.folders = tuple(folders)
         self.runs = runs
         self._trash = trash
         self._known: dict[Path, tuple[tuple[int, int, int], AdapterInfo | None, str]] = {}
 
     def adapters(self) -> tuple[Adapter, ...]:
         """All adapters, the newest first."""
-        own = [path for path in self.folder.rglob("*.safetensors") if not path.name.startswith(".")]
-        made = [path for path in self.runs.glob("*/*.safetensors") if not path.name.startswith(".")]
-        found = sorted((*own, *made), key=lambda path: path.stat().st_mtime, reverse=True)
-        return tuple(self.adapter(path) for path in found)
+        own = [path for folder in self.folders for path in folder.rglob("*.safetensors")]
+        files = {path.resolve() for path in (*own, *self.runs.glob("*/*.safetensors")) if path.is_file()}
+        shown = [path for path in files if not path.name.startswith(".")]
+        newest = sorted(shown, key=lambda path: (path.stat().st_mtime, path.as_posix()), reverse=True)
+        return tuple(self.adapter(path) for path in newest)
 
     def adapter(self, path: Path) -> Adapter:
         """What is known of one file. Raises UserError when it lies outside the library."""
-        path = within(path, [self.folder, self.runs])
+        path = within(path, [*self.folders, self.runs])
         info, error = self._inspect(path)
         run = path.relative_to(self.runs.resolve()).parts[0] if self.runs.resolve() in path.parents else ""
         return Adapter(
@@ -225,9 +230,11 @@ class Library:
 
     def _own(self, path: Path, otherwise: str) -> Path:
         """The path when it is no run's result. Raises AdapterError with the hint `otherwise` when it is."""
-        path = within(path, [self.folder, self.runs])
-        if self.folder.resolve() not in path.parents:
+        path = within(path, [*self.folders, self.runs])
+        if self.runs.resolve() in path.parents:
             raise AdapterError(f"{path.name} is the result of a run.", otherwise)
+        if self.folder.resolve() not in path.parents:
+            raise AdapterError(f"{path.name} lies in {path.parent}, another tool's folder.", "Do it there.")
         return path
 
     def _free(self, upload: Path, info: AdapterInfo) -> Path:

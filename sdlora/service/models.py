@@ -1,31 +1,30 @@
-"""The base models on this machine: the built-in one, and what lies in `models/Stable-diffusion`."""
+"""The base models on this machine: the built-in one, and what lies in the home's folders of models."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from sdlora.errors import ModelError, SdloraError
 from sdlora.files import safe_name
-from sdlora.loading import BUILTIN, ModelInfo, describe
+from sdlora.loading import BUILTIN, ModelInfo, describe, models_in
 
 
 class Models:
-    """The base models in `folder`, and the built-in one."""
+    """The base models in `folders`, and the built-in one. New ones go to the first folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.folder = folders[0]
+        self.folders = tuple(folders)
 
     def names(self) -> tuple[tuple[str, str], ...]:
         """(what a person reads, what a configuration says) of each, the built-in one first."""
         found = [("Built-in", BUILTIN)]
-        for path in sorted(self.folder.rglob("*"), key=lambda p: p.as_posix().casefold()):
-            inside_model = any((parent / "model_index.json").exists() for parent in path.parents)
-            is_model = path.suffix == ".safetensors" or (path / "model_index.json").exists()
-            if is_model and not inside_model:
-                found.append((path.relative_to(self.folder).as_posix(), path.as_posix()))
+        for folder in self.folders:
+            found += [(path.relative_to(folder).as_posix(), path.as_posix()) for path in models_in(folder)]
         return tuple(found)
 
     def describe(self, model: str) -> ModelInfo:
         """What the model is. Raises ModelError in words when it cannot be used."""
-        return describe(model, roots=[self.folder])
+        return describe(model, roots=self.folders)
 
     def output(self, name: str) -> Path:
         """Where a new model called `name` goes. Raises ModelError when that name is taken or empty."""

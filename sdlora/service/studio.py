@@ -38,9 +38,9 @@ class Studio:
         self.trash = Trash(home.trash)
         self.machine = Machine()
         self.datasets = Datasets(home, self.trash)
-        self.models = Models(home.models)
+        self.models = Models(home.model_folders)
         self.runs = Runs(home.runs, self.trash)
-        self.library = Library(home.adapters, runs=home.runs, trash=self.trash)
+        self.library = Library(home.adapter_folders, runs=home.runs, trash=self.trash)
         self.history = History(home.outputs)
         self.masks = Masks(home.cache / "masks")
         self.measures = home.cache / "measures"
@@ -49,7 +49,7 @@ class Studio:
     def readable(self) -> tuple[Path, ...]:
         """The folders whose files the browser may fetch."""
         own = (self.datasets.thumbnails, self.masks.folder, self.measures)
-        return (*own, self.home.outputs, self.home.runs, self.home.adapters)
+        return (*own, self.home.outputs, self.home.runs, *self.home.adapter_folders)
 
     def plan(self, config: TrainConfig) -> TrainPlan:
         """What the run would take. Raises SdloraError in words when it could not start."""
@@ -75,16 +75,16 @@ class Studio:
         self.masks.check(request.stack)
         whole = replace(request, prompt=prompt, stack=request.stack + typed)
         title = prompt.strip()[:60] or "A picture"
-        places = {"outputs": str(self.home.outputs), "models": str(self.home.models)}
-        return self.jobs.submit(title, {"kind": "generate", "request": whole.to_json(), **places})
+        told = {"request": whole.to_json(), "outputs": str(self.home.outputs)}
+        return self._work("generate", title, told)
 
     def restore(self, picture: Path) -> Restored:
         """The request that a picture says it was made with. Raises UserError when it says nothing."""
-        return read_png(picture, folders=[self.home.adapters, self.home.runs])
+        return read_png(picture, folders=[*self.home.adapter_folders, self.home.runs])
 
     def restore_text(self, text: str) -> Restored:
         """The request that settings in A1111's words mean, other tools' included."""
-        return read_parameters(text, folders=[self.home.adapters, self.home.runs])
+        return read_parameters(text, folders=[*self.home.adapter_folders, self.home.runs])
 
     def drawn(self, picture: Path) -> Path:
         """`picture` when it is one of the history. Raises UserError otherwise."""
@@ -171,7 +171,8 @@ class Studio:
         self.jobs.close()
 
     def _work(self, kind: str, title: str, message: Mapping[str, object]) -> Job:
-        return self.jobs.submit(title, {"kind": kind, "models": str(self.home.models), **message})
+        models = [str(folder) for folder in self.home.model_folders]
+        return self.jobs.submit(title, {"kind": kind, "models": models, **message})
 
     def _stack(self, entries: Sequence[Entry]) -> dict[str, object]:
         files = [self.library.adapter(entry.file).path for entry in entries]

@@ -137,7 +137,8 @@ def _steady(entry: Entry) -> Entry:
 
 def _family(model: str, message: Message) -> Family:
     # on the processor and in full precision: this is arithmetic on weights
-    return load_family(model, device="cpu", dtype=torch.float32, roots=[Path(message["models"])])
+    roots = [Path(folder) for folder in message["models"]]
+    return load_family(model, device="cpu", dtype=torch.float32, roots=roots)
 
 
 def _written(written: Written) -> Done:

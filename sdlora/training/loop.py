@@ -77,7 +77,7 @@ def _in_its_place(run: Run, tell: Tell) -> RunEnded:
             dtype=machine.dtype,
             family=config.base.family,
             prediction=config.base.prediction,
-            roots=(Home.default().models,),
+            roots=Home.default().model_folders,
             waiting=True,
         )
         session = Session.begin(run, machine, family=family, last=last, tell=tell)

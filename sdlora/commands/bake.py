@@ -16,7 +16,7 @@ from sdlora.home import Home
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     word = "FILE[:WEIGHT[:TEXT_WEIGHT]]"
     parser.add_argument("adapters", nargs="+", metavar=word, help="what is baked in, and how strongly")
-    parser.add_argument("--base", default="builtin", help="the model: builtin, a folder or a .safetensors file")
+    parser.add_argument("--base", default="builtin", help="builtin, a folder or a .safetensors file")
     parser.add_argument("--output", type=Path, required=True, help="the folder or file that is made")
 
 
@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sdlora.network.bake import bake
 
     home = Home.default()
-    stack = [entries.parse(text, folders=home.adapter_folders) for text in arguments.adapters]
+    stack = [entries.parse(text, folders=(home.adapters,)) for text in arguments.adapters]
     reports = bake(entries.load(arguments.base, home), stack, output=arguments.output)
     for report in reports:
         layers = ", ".join(f"{count} layers of {name}" for name, count in report.layers.items())

@@ -139,9 +139,16 @@ class LoopSpec:
     )
     device: str = option("auto", "Where to train: auto, cpu, cuda, cuda:1, mps", resumable=True)
     deterministic: bool = option(
-        True,
-        "Only kernels that give the same bits every time; without, a GPU is about a fifth faster once the "
-        "fastest kernels were found, which takes some 20 seconds",
+        False,
+        "On a GPU too, the same bits every time and after every resume; a fifth slower (a CPU repeats its bits"
+        " anyway)",
+        label="Repeat to the bit",
+    )
+    compile: str = option(
+        "auto",
+        "Fused kernels for the base's blocks by torch.compile, which takes a minute or two once; `auto` when an"
+        " NVIDIA GPU's run is long enough to repay it",
+        choices=("auto", "always", "never"),
     )
     capture: bool = option(
         True,

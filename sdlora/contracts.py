@@ -206,10 +206,13 @@ class Adapter(nn.Module):
         """The change of `layer(x)` at multiplier 1; kinds with a cheaper way than by the delta take it."""
         return response(layer, x, self.delta(layer.get_parameter("weight")), self.bias_delta())
 
-    def added(self, output: Tensor, x: Tensor, layer: nn.Module) -> Tensor:
-        """`output` = layer(x) with the change in it; kinds that can add while they multiply do."""
+    def adapted(self, x: Tensor, layer: nn.Module, plain: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `layer`, which answers `plain(x)`, answers with the change in it.
+
+        Kinds that can do both in fewer operations do.
+        """
         change: Tensor = self(x, layer)
-        return output + change
+        return plain(x) + change
 
 
 class Step(NamedTuple):

@@ -6,7 +6,7 @@ r channels, `up` a 1x1 convolution back. In the Tucker form a third core `mid` h
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -120,13 +120,14 @@ class Lora(Adapter):
             return change
         return change - self._through(x, layer, self.down_start, self.up_start)
 
-    def added(self, output: Tensor, x: Tensor, layer: nn.Module) -> Tensor:
-        """output + scale * up(down(x)), where it can be in the product with up itself."""
-        if isinstance(layer, nn.Conv2d) or self.up_start is not None:
-            return super().added(output, x, layer)
-        hidden = self._narrow(F.linear(x, self.down.to(x.dtype)))
-        rows = torch.addmm(output.flatten(0, -2), hidden.flatten(0, -2), self.up.to(x.dtype).t())
-        return rows.view(output.shape)
+    def adapted(self, x: Tensor, layer: nn.Module, plain: Callable[[Tensor], Tensor]) -> Tensor:
+        """plain(x) + scale * up(down(x)), for frozen linear layers in one function that adds in its products."""
+        fused = type(layer) is nn.Linear and layer.weight.dtype == x.dtype and not layer.weight.requires_grad
+        if not fused or self.dropout or self.up_start is not None:
+            return super().adapted(x, layer, plain)
+        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
+        out: Tensor = _Adapted.apply(x, layer.weight, layer.bias, down, up, self.scale)  # type: ignore[no-untyped-call]  # torch's gap
+        return out
 
     def _through(self, x: Tensor, layer: nn.Module, down: Tensor, up: Tensor) -> Tensor:
         down, up = down.to(x.dtype), up.to(x.dtype)
@@ -152,6 +153,39 @@ class Lora(Adapter):
         self.up.copy_((u * root).reshape(self.up.shape))
         self.down.copy_((v * root).T.reshape(self.down.shape))
         self.up_start, self.down_start = self.up.detach().clone(), self.down.detach().clone()
+
+
+class _Adapted(torch.autograd.Function):
+    """x W^T + b + scale * x down^T up^T for x [...,I], W [O,I], down [r,I], up [O,r]; W, b get no gradient.
+
+    Written out because sums join the products that make them, and of what is between only x down^T is kept.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]  # torch's form
+        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
+        rows = x.flatten(0, -2)
+        narrow = rows @ down.t()
+        if scale != 1:
+            narrow *= scale
+        out = F.linear(rows, weight, bias)
+        out.addmm_(narrow, up.t())
+        ctx.save_for_backward(x, weight, down, up, narrow)
+        ctx.scale = scale
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]  # torch's form
+        x, weight, down, up, narrow = ctx.saved_tensors
+        gradient = gradient.flatten(0, -2)
+        through = gradient @ up
+        if ctx.scale != 1:
+            through *= ctx.scale
+        to_x = None
+        if ctx.needs_input_grad[0]:
+            to_x = (gradient @ weight).addmm_(through, down).view(x.shape)
+        return to_x, None, None, through.t() @ x.flatten(0, -2), gradient.t() @ narrow, None
 
 
 def _gaussian(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -3,9 +3,10 @@
 This is the path that trains. Nothing of the base is written, so that detaching restores it exactly.
 """
 
+import contextlib
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -74,14 +75,10 @@ def attached(family: Family, network: Network) -> Iterator[None]:
 
     Raises AdapterError when the family lacks a layer of the network.
     """
-    handles = []
-    try:
+    with contextlib.ExitStack() as changes:
         for layer, adapter in network.adapters.items():
-            handles.append(module_of(family, layer).register_forward_hook(_adding(adapter)))
+            changes.enter_context(_adapted(module_of(family, layer), adapter))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def module_of(family: Family, layer: Layer) -> nn.Module:
@@ -92,11 +89,20 @@ def module_of(family: Family, layer: Layer) -> nn.Module:
         raise AdapterError(f"{family.title} has no layer {layer.component}.{layer.path}.") from None
 
 
-def _adding(adapter: Adapter) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return adapter.added(output, inputs[0], module)
+@contextmanager
+def _adapted(module: nn.Module, adapter: Adapter) -> Iterator[None]:
+    plain, own = module.forward, vars(module).get("forward")
 
-    return hook
+    def forward(x: Tensor) -> Tensor:
+        return adapter.adapted(x, module, plain)
+
+    module.forward = forward
+    try:
+        yield
+    finally:
+        vars(module).pop("forward")
+        if own is not None:
+            module.forward = own
 
 
 def _generator(seed: int, layer: Layer) -> torch.Generator:

@@ -5,8 +5,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 
-import torch
-
 from sdlora import runtime
 from sdlora.config import TrainConfig
 from sdlora.contracts import Step
@@ -15,16 +13,14 @@ from sdlora.errors import Cancelled, SdloraError, StorageError
 from sdlora.events import Event, Notice, Outcome, Phase, RunEnded, StepDone
 from sdlora.home import Home
 from sdlora.loading import load_family
-from sdlora.network.attach import attached
 from sdlora.network.info import inspect
 from sdlora.residence import settle
 from sdlora.runtime import Runtime
 from sdlora.training import lr, measured, preview
-from sdlora.training.capture import CapturedStep, CaptureError
 from sdlora.training.checkpoint import Checkpoint
-from sdlora.training.recompute import recomputed
 from sdlora.training.results import Result, Results
 from sdlora.training.run import Run, step_of
+from sdlora.training.runner import Runner
 from sdlora.training.session import Session, Tell
 
 logger = logging.getLogger(__name__)
@@ -65,9 +61,10 @@ def _in_its_place(run: Run, tell: Tell) -> RunEnded:
     config, last = run.config, Checkpoint.latest(run)
     precision = last.fixed.precision if last and config.loop.precision == "auto" else config.loop.precision
     machine = Runtime.choose(config.loop.device, precision)
+    repeats = config.loop.deterministic or machine.device.type == "cpu"
     with (
         runtime.lease(machine.device, f"the run {run.path.name}"),
-        runtime.kernels(deterministic=config.loop.deterministic, threads=last.fixed.threads if last else 0),
+        runtime.kernels(deterministic=repeats, threads=last.fixed.threads if last else 0),
         runtime.memory_told(_advice(config)),
     ):
         tell(Phase(name="loading the base", done=0, total=1))
@@ -94,10 +91,7 @@ class Loop:
         self.done = session.start
         self.stopping = False
         self.results = Results(session.train_step.result)
-        capture = self.config.loop.capture and machine.device.type == "cuda"
-        self._captured = CapturedStep(session.train_step) if capture else None
-        self._changes = contextlib.ExitStack()
-        self._recomputing = False
+        self._runner = Runner(session, machine)
         self._skipped_in_a_row = 0
         self._seconds: deque[float] = deque(maxlen=200)
 
@@ -110,7 +104,8 @@ class Loop:
             return RunEnded(outcome="stopped", step=self.done)
         runtime.release(self.machine.device)
         settle(session.family, *batches.networks)
-        with self._model_in_training(), contextlib.closing(batches.stream(self.done)) as stream:
+        ready = self._runner.ready(forms=len(batches.plan.samples))
+        with ready, contextlib.closing(batches.stream(self.done)) as stream:
             if self.done == 0:
                 self._obey()
                 self._preview_when_due()
@@ -145,60 +140,13 @@ class Loop:
             on_progress=on_progress,
         )
 
-    @contextlib.contextmanager
-    def _model_in_training(self) -> Iterator[None]:
-        session = self.session
-        with self._changes, attached(session.family, session.train_step.working):
-            if self.config.loop.checkpointing:
-                self._recompute()
-            session.train_step.working.train()
-            yield
-
-    def _recompute(self) -> None:
-        self._changes.enter_context(recomputed(self.session.family.components["unet"]))
-        self._recomputing = True
-
     def _step(self, micro_batches: tuple[Step, ...]) -> None:
         loop, train_step = self.config.loop, self.session.train_step
         share = lr.factor(self.config.schedule, self.done, steps=loop.steps)
         rate = train_step.prepare(self.done, lr_factor=share)
-        self._run(micro_batches)
+        self._runner.run(micro_batches, step=self.done)
         self.done += 1
         self._tell_results(self.results.push(self.done, lr=rate))
-
-    def _run(self, micro_batches: tuple[Step, ...]) -> None:
-        """One optimizer step, with less memory or without a graph where it must be so."""
-        if self._fits(micro_batches):
-            return
-        self._captured = CapturedStep(self.session.train_step) if self._captured else None
-        self.session.train_step.forget()
-        runtime.release(self.machine.device)
-        text = "The device's memory did not suffice; activations are recomputed from now on."
-        self.session.tell(Notice(text=text, hint="The result is the same, the steps are slower."))
-        self._recompute()
-        self._run_fast(micro_batches)
-
-    def _fits(self, micro_batches: tuple[Step, ...]) -> bool:
-        # Apart from what follows a failure, because an error that is being handled holds on to its memory.
-        try:
-            self._run_fast(micro_batches)
-        except torch.OutOfMemoryError:
-            if self._recomputing:
-                raise
-            return False
-        return True
-
-    def _run_fast(self, micro_batches: tuple[Step, ...]) -> None:
-        runtime.seed(self.config.loop.seed, self.done)
-        if self._captured is not None:
-            try:
-                self._captured.run(micro_batches)
-                return
-            except CaptureError as error:
-                self._captured = None
-                self.session.tell(Notice(text=error.message, hint="The run goes on uncaptured, more slowly."))
-                runtime.release(self.machine.device)
-        self.session.train_step.run(micro_batches)
 
     def _tell_results(self, results: Iterator[Result]) -> None:
         for result in results:
@@ -207,6 +155,7 @@ class Loop:
                 continue
             self._skipped_in_a_row = 0
             self._seconds.append(result.seconds)
+            self._runner.took(result.seconds, remaining=self.config.loop.steps - self.done)
             self.session.tell(
                 StepDone(
                     step=result.step,

@@ -14,6 +14,7 @@ from sdlora.events import Event, Notice, PreviewSaved
 from sdlora.files import replacing
 from sdlora.generation.request import GenerateRequest
 from sdlora.generation.sampler import generate
+from sdlora.training.compile import uncompiled
 from sdlora.training.session import Session
 
 _CAPTIONS = 3
@@ -34,7 +35,7 @@ def draw(session: Session, step: int, *, cancelled: Callable[[], bool]) -> Itera
     A preview that fails is told and left out: it is no reason to end a run. The session's network must be
     attached. Raises Cancelled.
     """
-    with session.result():
+    with session.result(), uncompiled():
         for index, prompt in enumerate(prompts(session.config, session.dataset)):
             file = session.run.path / "previews" / f"step-{step:06d}-{index}.png"
             try:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdlora.config import TrainConfig
 from sdlora.contracts import Conditioning, Family, Objective, OptimizerSpec, Step, Tokens

@@ -30,7 +30,13 @@ def notices(run: Run) -> list[str]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_captured_equals_uncaptured_bit_for_bit(make_run: MakeRun, precision: str) -> None:
-    shared = {"loop__device": "cuda", "loop__precision": precision, "loop__accumulate": 2, "loop__steps": 8}
+    shared = {
+        "loop__device": "cuda",
+        "loop__deterministic": True,
+        "loop__precision": precision,
+        "loop__accumulate": 2,
+        "loop__steps": 8,
+    }
     captured, plain = make_run(**shared), make_run(**shared, loop__capture=False)
     trained(captured)
     trained(plain)
@@ -41,7 +47,9 @@ def test_captured_equals_uncaptured_bit_for_bit(make_run: MakeRun, precision: st
 
 
 def test_a_captured_run_goes_on_to_the_same_bytes(make_run: MakeRun) -> None:
-    straight, broken = (make_run(loop__device="cuda", loop__steps=12) for _ in range(2))
+    straight, broken = (
+        make_run(loop__device="cuda", loop__deterministic=True, loop__steps=12) for _ in range(2)
+    )
     trained(straight)
     trained(broken, stop_at=2)
     assert trained(broken).adapter.read_bytes() == straight.adapter.read_bytes()
@@ -59,7 +67,8 @@ def test_a_step_that_cannot_be_captured_runs_uncaptured_and_says_so(
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(CapturedStep, "_graph", refuse)
-    run, plain = make_run(loop__device="cuda"), make_run(loop__device="cuda", loop__capture=False)
+    shared = {"loop__device": "cuda", "loop__deterministic": True}
+    run, plain = make_run(**shared), make_run(**shared, loop__capture=False)
     assert trained(run).status == "finished"
     assert notices(run) == [
         "The training step could not be captured: operation not permitted when stream is capturing."

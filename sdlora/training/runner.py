@@ -1,0 +1,129 @@
+"""How steps are run: captured, compiled and with every activation kept where that can be, else as it can be.
+
+What is given up on the way changes how long a step takes, and not what it learns.
+"""
+
+import contextlib
+import importlib.util
+import statistics
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from sdlora import runtime
+from sdlora.contracts import Step
+from sdlora.events import Notice
+from sdlora.network.attach import attached
+from sdlora.runtime import Runtime
+from sdlora.training.capture import CapturedStep, CaptureError
+from sdlora.training.compile import compiled, repays
+from sdlora.training.fused import fused, hindrance
+from sdlora.training.recompute import recomputed
+from sdlora.training.session import Session
+
+_TRIAL = 50  # steps after which it is known how long one takes
+
+
+class Runner:
+    """Runs the steps of a session."""
+
+    def __init__(self, session: Session, machine: Runtime) -> None:
+        self.session = session
+        self.machine = machine
+        self.loop = session.config.loop
+        self._on_cuda = machine.device.type == "cuda"
+        self._capturing = self.loop.capture and self._on_cuda
+        self._compiling = self.loop.compile == "always"
+        self._recomputing = self.loop.checkpointing
+        self._fusing = False
+        self._captured: CapturedStep | None = None
+        self._changes = contextlib.ExitStack()
+        self._forms = 1
+        self._trial: deque[float] = deque(maxlen=_TRIAL)
+
+    @contextlib.contextmanager
+    def ready(self, *, forms: int) -> Iterator[None]:
+        """Inside, the adapters are on the base and steps can be run, of pictures of so many `forms`."""
+        self._forms = forms
+        working = self.session.train_step.working
+        with attached(self.session.family, working), self._changes:
+            working.train()
+            self._fusing = self._on_cuda and self._can_fuse()
+            self._arrange()
+            yield
+
+    def run(self, micro_batches: Sequence[Step], *, step: int) -> None:
+        """One optimizer step, the one after `step`. Raises OutOfMemoryError when nothing makes it fit."""
+        while not self._done(micro_batches, step):
+            self._arrange()
+
+    def took(self, seconds: float, *, remaining: int) -> None:
+        """A step took `seconds`; from now on the `remaining` ones may run differently."""
+        self._trial.append(seconds)
+        if self.loop.compile != "auto" or self._compiling or len(self._trial) < _TRIAL:
+            return
+        # with kernels that repeat their bits, so must the decision, which a clock cannot
+        allowed = self._on_cuda and not self.loop.deterministic and importlib.util.find_spec("triton")
+        if allowed and repays(statistics.median(self._trial), remaining, forms=self._forms):
+            self._tell("The run is long, so the base's blocks are compiled now.", "It takes a minute or two.")
+            self._compiling = True
+            self._arrange()
+        self._trial.clear()
+
+    def _done(self, micro_batches: Sequence[Step], step: int) -> bool:
+        # Apart from what follows a failure, because an error that is being handled holds on to its memory.
+        runtime.seed(self.loop.seed, step)
+        try:
+            if self._captured is not None:
+                self._captured.run(micro_batches)
+            else:
+                self.session.train_step.run(micro_batches)
+        except torch.OutOfMemoryError:
+            if self._recomputing:
+                raise
+            self._recomputing = True
+            self._tell(
+                "The device's memory did not suffice; activations are recomputed from now on.",
+                "The result is the same, the steps are slower.",
+            )
+            return False
+        except (CaptureError, RuntimeError) as error:
+            self._simplify(error)
+            return False
+        return True
+
+    def _simplify(self, error: CaptureError | RuntimeError) -> None:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        if self._compiling:
+            self._compiling = False
+            self._tell(f"The base's blocks could not be compiled: {reason}.", "The run goes on without.")
+        elif isinstance(error, CaptureError):
+            self._capturing = False
+            self._tell(f"{reason}.", "The run goes on uncaptured, more slowly.")
+        else:
+            raise error
+
+    def _arrange(self) -> None:
+        """The base and the step are as they are to be run, with nothing half done."""
+        unet = self.session.family.components["unet"]
+        self._captured = None
+        self._changes.close()
+        self.session.train_step.forget()
+        runtime.release(self.machine.device)
+        if self._compiling:
+            self._changes.enter_context(compiled(unet))
+        elif self._fusing:
+            self._changes.enter_context(fused(unet))
+        if self._recomputing:
+            self._changes.enter_context(recomputed(unet))
+        if self._capturing:
+            self._captured = CapturedStep(self.session.train_step)
+
+    def _can_fuse(self) -> bool:
+        if reason := hindrance(self.machine.device):
+            self._tell(f"Kernels of our own cannot run here: {reason}.", "The run goes on with torch's.")
+        return not reason
+
+    def _tell(self, text: str, hint: str) -> None:
+        self.session.tell(Notice(text=text, hint=hint))

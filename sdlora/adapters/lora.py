@@ -121,7 +121,7 @@ class Lora(Adapter):
         return change - self._through(x, layer, self.down_start, self.up_start)
 
     def adapted(self, x: Tensor, layer: nn.Module, plain: Callable[[Tensor], Tensor]) -> Tensor:
-        """plain(x) + scale * up(down(x)), for frozen linear layers in one function that adds in its products."""
+        """plain(x) + scale * up(down(x)), for frozen linear layers in one function that adds as it multiplies."""
         fused = type(layer) is nn.Linear and layer.weight.dtype == x.dtype and not layer.weight.requires_grad
         if not fused or self.dropout or self.up_start is not None:
             return super().adapted(x, layer, plain)

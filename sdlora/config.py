@@ -158,8 +158,15 @@ class LoopSpec:
     )
     checkpointing: bool = option(
         False,
-        "Recompute activations in the backward pass: less memory, slower",
+        "Recompute activations in the backward pass: less memory, slower; without, it begins when memory runs out",
         label="Gradient checkpointing",
+    )
+    offload: bool = option(
+        False,
+        "Keep the UNet's weights in the machine's memory and fetch them layer by layer: least memory, slowest; "
+        "NVIDIA GPUs only",
+        label="Weights in main memory",
+        resumable=True,
     )
     save_every: int = option(
         0, "Steps between checkpoints; 0 is a tenth of the run", low=0, unit="steps", resumable=True

@@ -18,6 +18,7 @@ from sdlora.residence import settle
 from sdlora.runtime import Runtime
 from sdlora.training import lr, measured, preview
 from sdlora.training.checkpoint import Checkpoint
+from sdlora.training.offload import offload
 from sdlora.training.results import Result, Results
 from sdlora.training.run import Run, step_of
 from sdlora.training.runner import Runner
@@ -103,7 +104,7 @@ class Loop:
         except Cancelled:
             return RunEnded(outcome="stopped", step=self.done)
         runtime.release(self.machine.device)
-        settle(session.family, *batches.networks)
+        self._settle(batches)
         ready = self._runner.ready(forms=len(batches.plan.samples))
         with ready, contextlib.closing(batches.stream(self.done)) as stream:
             if self.done == 0:
@@ -123,6 +124,15 @@ class Loop:
             self._finish()
         outcome: Outcome = "finished" if self.done >= steps else "stopped"
         return RunEnded(outcome=outcome, step=self.done, file=session.run.adapter.name if self.done else "")
+
+    def _settle(self, batches: Batches) -> None:
+        """What the steps need lies on the device, or waits to be fetched."""
+        family, device = self.session.family, self.machine.device
+        if self.config.loop.offload and device.type == "cuda":
+            offload(family.networks["unet"], device)
+        elif self.config.loop.offload:
+            self.session.tell(Notice(text="loop.offload is for NVIDIA GPUs, so the run goes on without."))
+        settle(family, *batches.networks)
 
     def _batches(self) -> Batches:
         def on_progress(name: str, done: int, total: int) -> None:
@@ -242,6 +252,8 @@ def _advice(config: TrainConfig) -> str:
         if loop.batch_size > 1
         else "",
         "" if loop.checkpointing else "switch loop.checkpointing on",
+        "set base.storage to fp8 or nf4" if config.base.storage == "full" else "",
+        "" if loop.offload else "switch loop.offload on",
         "lower data.resolution",
     ]
     return f"To need less, {', or '.join(way for way in ways if way)}."

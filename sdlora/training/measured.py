@@ -49,7 +49,7 @@ def _key(config: TrainConfig, model: str, resolution: int) -> str:
         f"{loop.device} of {torch.cuda.device_count()}",
         loop.precision,
         f"stored {config.base.storage}",
-        f"recomputed {loop.checkpointing}",
+        f"recomputed {loop.checkpointing} fetched {loop.offload}",
         f"{adapter.kind} {adapter.targets}",
         f"unet {adapter.unet} text {adapter.text_encoder}",
     )

@@ -19,7 +19,7 @@ from sdlora.runtime import Runtime
 from sdlora.training.capture import CapturedStep, CaptureError
 from sdlora.training.compile import compiled, repays
 from sdlora.training.fused import fused, hindrance
-from sdlora.training.recompute import recomputed
+from sdlora.training.ladder import Ladder
 from sdlora.training.session import Session
 
 _TRIAL = 50  # steps after which it is known how long one takes
@@ -33,9 +33,9 @@ class Runner:
         self.machine = machine
         self.loop = session.config.loop
         self._on_cuda = machine.device.type == "cuda"
-        self._capturing = self.loop.capture and self._on_cuda
+        self._capturing = self.loop.capture and self._on_cuda and not self.loop.offload
         self._compiling = self.loop.compile == "always"
-        self._recomputing = self.loop.checkpointing
+        self._ladder = Ladder(self.loop)
         self._fusing = False
         self._captured: CapturedStep | None = None
         self._changes = contextlib.ExitStack()
@@ -74,17 +74,18 @@ class Runner:
     def _done(self, micro_batches: Sequence[Step], step: int) -> bool:
         # Apart from what follows a failure, because an error that is being handled holds on to its memory.
         runtime.seed(self.loop.seed, step)
+        micro_batches = self._ladder.parted(micro_batches)
         try:
             if self._captured is not None:
                 self._captured.run(micro_batches)
             else:
                 self.session.train_step.run(micro_batches)
         except torch.OutOfMemoryError:
-            if self._recomputing:
+            given_up = self._ladder.descend()
+            if not given_up:
                 raise
-            self._recomputing = True
             self._tell(
-                "The device's memory did not suffice; activations are recomputed from now on.",
+                f"The device's memory did not suffice; {given_up} from now on.",
                 "The result is the same, the steps are slower.",
             )
             return False
@@ -115,8 +116,7 @@ class Runner:
             self._changes.enter_context(compiled(unet))
         elif self._fusing:
             self._changes.enter_context(fused(unet))
-        if self._recomputing:
-            self._changes.enter_context(recomputed(unet))
+        self._changes.enter_context(self._ladder.applied(unet))
         if self._capturing:
             self._captured = CapturedStep(self.session.train_step)
 

@@ -111,9 +111,8 @@ def test_out_of_memory_the_run_goes_on_with_recomputed_activations(
 
     monkeypatch.setattr(TrainStep, "accumulate", too_much_at_the_fourth)
     assert train(short).outcome == "finished"
-    assert [event.text for event in of(short, Notice)] == [
-        "The device's memory did not suffice; activations are recomputed from now on."
-    ]
+    (notice,) = of(short, Notice)
+    assert notice.text.startswith("The device's memory did not suffice; ")
     losses = [[event.loss for event in of(run, StepDone)] for run in (plain, short)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 

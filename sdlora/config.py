@@ -35,8 +35,8 @@ class BaseSpec:
     )
     storage: str = option(
         "full",
-        "How the weights under the adapters are kept: `fp8` takes half the memory of bf16 and `nf4` a quarter, "
-        "both a little slower and less exact",
+        "How the weights under the adapters are kept: `fp8` takes half the memory of bf16, `nf4` a quarter; "
+        "both are a little slower and less exact",
         choices=tuple(PACKINGS),
         label="Base weights",
     )
@@ -158,13 +158,13 @@ class LoopSpec:
     )
     checkpointing: bool = option(
         False,
-        "Recompute activations in the backward pass: less memory, slower; without, it begins when memory runs out",
+        "Recompute activations in the backward pass: less memory, slower; without it, only when memory runs out",
         label="Gradient checkpointing",
     )
     offload: bool = option(
         False,
-        "Keep the UNet's weights in the machine's memory and fetch them layer by layer: least memory, slowest; "
-        "NVIDIA GPUs only",
+        "Keep the UNet's weights in the machine's memory and fetch them layer by layer: least memory, slowest "
+        "(NVIDIA GPUs only)",
         label="Weights in main memory",
         resumable=True,
     )

@@ -47,3 +47,21 @@ def test_what_has_settled_stays(elsewhere: Family) -> None:
     with present(elsewhere, "unet"):
         pass
     assert places(elsewhere.networks["unet"]) == {"meta"}
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_what_comes_has_the_same_bits_and_its_memory_is_given_back(tiny_sdxl: TinyModel) -> None:
+    waiting, there = (
+        load_family(str(tiny_sdxl.folder), device="cuda:0", dtype=torch.float32, waiting=on)
+        for on in (True, False)
+    )
+    pixels = torch.rand(1, 3, 64, 64, device="cuda") * 2 - 1
+    there.encode_images(pixels)  # libraries take memory at the first call
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    with present(waiting, "vae"):
+        latents = waiting.encode_images(pixels)
+    assert torch.equal(latents, there.encode_images(pixels))
+    del latents
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before

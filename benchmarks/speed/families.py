@@ -39,7 +39,7 @@ _VAE = {
 
 
 def make(name: str, folder: Path, *, device: torch.device, dtype: torch.dtype) -> Family:
-    """The family `sd1` or `sdxl`, frozen, on `device`; its tokenizer lies in `folder`."""
+    """The family `sd1` or `sdxl`, frozen, waiting for `device`; its tokenizer lies in `folder`."""
     torch.manual_seed(0)
     tokenizer = make_tokenizer(folder / "tokenizer")
     ends = {
@@ -76,4 +76,4 @@ def make(name: str, folder: Path, *, device: torch.device, dtype: torch.dtype) -
 
 
 def _frozen(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    return model.to(dtype).requires_grad_(False).eval()
+    return model.to("cpu", dtype).requires_grad_(False).eval()

@@ -1,10 +1,12 @@
 """The plain loop to compare with: peft adapters, autocast, and a step as diffusers' training example has it.
 
-Its latents are encoded beforehand, as in the example's fastest variant; captions are encoded at every step.
+With `rank` 0 it trains every weight of the UNet, in fp32 under autocast, as the example for that does.
+Latents are encoded beforehand, as in the example's fastest variant; captions are encoded at every step.
 """
 
 import copy
 import time
+from dataclasses import replace
 
 import torch
 from peft import LoraConfig
@@ -23,9 +25,12 @@ def step_seconds(
     """The seconds of each of `steps` optimizer steps of the plain loop on the family's UNet."""
     family, device = copy.copy(family), family.device
     family.unet = unet = copy.deepcopy(family.unet)  # peft writes into the model
-    unet.add_adapter(
-        LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS)
-    )
+    if rank:
+        unet.add_adapter(
+            LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS)
+        )
+    else:
+        unet.requires_grad_(True)
     parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     for parameter in parameters:
         parameter.data = parameter.data.float()
@@ -46,7 +51,7 @@ def step_seconds(
             states = family.encode_text(Tokens(ids.to(device)))
         sizes = family.sizes([(1024, 1024)] * batch, [(0, 0)] * batch, [(1024, 1024)] * batch)
         if sizes is not None:
-            states = states.with_sizes(sizes.to(device))
+            states = replace(states, sizes=sizes.to(device))
         with torch.autocast(device.type, family.dtype, enabled=family.dtype != torch.float32):
             prediction = family.predict(noisy, timesteps, states)
         loss = functional.mse_loss(prediction.float(), noise.float(), reduction="mean")

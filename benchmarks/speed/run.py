@@ -8,12 +8,14 @@ writes `speed.json` to the folder given by --output.
 """
 
 import argparse
+import gc
 import json
 import os
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from sdlora.config import TrainConfig
 from sdlora.contracts import Family
 from sdlora.events import Event, Notice, StepDone
 from sdlora.loading import load_family
+from sdlora.residence import present
 from sdlora.runtime import Runtime
 from sdlora.training.loop import Loop
 from sdlora.training.run import Run
@@ -48,7 +51,15 @@ class Row:
     notice: str = ""
 
 
-def ours(family: Family, machine: Runtime, folder: Path, what: str, **changes: object) -> Row:
+def ours(
+    family: Family,
+    machine: Runtime,
+    folder: Path,
+    what: str,
+    *,
+    on_event: Callable[[Event], None] = lambda event: None,
+    **changes: object,
+) -> Row:
     """A whole run of ours on the loaded family."""
     values = {
         "data.folder": str(folder / f"pictures-{family.native_size}"),
@@ -69,14 +80,13 @@ def ours(family: Family, machine: Runtime, folder: Path, what: str, **changes: o
 
     def tell(event: Event) -> None:
         run.report(event)
+        on_event(event)
         if isinstance(event, StepDone):
             done.append(event)
         elif isinstance(event, Notice):
             notices.append(event.text)
 
-    if machine.device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    forget_peaks(machine.device)
     begin = time.time()
     with run.locked(), runtime.kernels(deterministic=run.config.loop.deterministic):
         session = Session.begin(run, machine, family=family, last=None, tell=tell)
@@ -89,8 +99,19 @@ def ours(family: Family, machine: Runtime, folder: Path, what: str, **changes: o
 
 def theirs(family: Family, what: str, *, batch: int, steps: int) -> Row:
     """The plain loop on the same family."""
-    rate = rate_of(reference.step_seconds(family, batch=batch, steps=steps))
-    return Row(what, rate, rate * batch)
+    forget_peaks(family.device)
+    with present(family, *family.networks):
+        rate = rate_of(reference.step_seconds(family, batch=batch, steps=steps))
+    memory = torch.cuda.max_memory_reserved() / 2**30 if family.device.type == "cuda" else 0.0
+    return Row(what, rate, rate * batch, memory)
+
+
+def forget_peaks(device: torch.device) -> None:
+    """The peak of memory is what is held now."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def rate_of(seconds: list[float]) -> float:

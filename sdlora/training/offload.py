@@ -1,8 +1,8 @@
-"""A frozen UNet whose weights wait in the machine's memory and come layer by layer, a little ahead of their use.
+"""A frozen UNet whose weights wait in the machine's memory and come layer by layer, a little ahead of use.
 
 A layer's weight is fetched for every product, in the forward and in the backward pass, on a stream of its own
-while the layer before computes. Which layer comes next is learned from the order of the last pass; a wrong guess
-costs time and nothing else. A recorded graph cannot guess, so such steps run uncaptured.
+while the layer before computes. Which one comes next is learned from the order of the last pass; a wrong
+guess costs time and nothing else. A recorded graph cannot guess, so such steps run uncaptured.
 """
 
 import functools

@@ -1,8 +1,8 @@
-"""Gradient checkpointing: insides of a UNet's blocks are computed again in the backward pass (Chen et al. 2016).
+"""Gradient checkpointing: insides of a UNet's blocks are computed again in the backward pass.
 
-Works on every UNet of the Stable Diffusion line, whatever adapters sit in it. Feed-forwards pay most: of what
-SDXL keeps at 1024 pixels, 5.3 GiB, they are 2.2 for an eighth of the forward pass; whole blocks are 4.9 for
-nearly all of it.
+Chen et al. 2016. Works on every UNet of the Stable Diffusion line, whatever adapters sit in it. Feed-forwards
+pay most: of what SDXL keeps at 1024 pixels, 5.3 GiB, they are 2.2 for a quarter of the forward pass; whole
+blocks are 4.9 for nearly all of it.
 """
 
 import functools

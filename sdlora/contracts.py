@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sdlora.base.files import ModelFiles
-from sdlora.layers import response
+from sdlora.layers import bias_of, response
 from sdlora.noise import NoiseProcess, Prediction
 
 
@@ -198,13 +198,13 @@ class Adapter(nn.Module):
         """The change of `weight` (the layer's own, e.g. [O,I] or [O,I,k,k]) at multiplier 1, in fp32."""
         raise NotImplementedError
 
-    def bias_delta(self) -> Tensor | None:
-        """The change of the layer's bias [O] at multiplier 1, None where it has none."""
+    def bias_delta(self, bias: Tensor | None) -> Tensor | None:
+        """The change of `bias` (the layer's own [O], or None) at multiplier 1, None where it has none."""
         return None
 
     def forward(self, x: Tensor, layer: nn.Module) -> Tensor:
         """The change of `layer(x)` at multiplier 1; kinds with a cheaper way than by the delta take it."""
-        return response(layer, x, self.delta(layer.get_parameter("weight")), self.bias_delta())
+        return response(layer, x, self.delta(layer.get_parameter("weight")), self.bias_delta(bias_of(layer)))
 
     def adapted(self, x: Tensor, layer: nn.Module, plain: Callable[[Tensor], Tensor]) -> Tensor:
         """What `layer`, which answers `plain(x)`, answers with the change in it.

@@ -31,6 +31,12 @@ def response(layer: nn.Module, x: Tensor, weight: Tensor | None, bias: Tensor | 
     raise AdapterError(f"A layer of the type {type(layer).__name__} cannot be adapted.")
 
 
+def bias_of(layer: nn.Module) -> Tensor | None:
+    """The layer's own bias, None where it has none."""
+    bias = getattr(layer, "bias", None)
+    return bias if isinstance(bias, Tensor) else None
+
+
 def fitted(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """`tensor` in `shape`, when it differs by sizes of one behind the first two at most.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sdlora.adapters import KINDS, SPECS, Placement
 from sdlora.contracts import Adapter
 from sdlora.errors import AdapterError
+from sdlora.layers import bias_of
 from sdlora.options import option
 
 
@@ -60,13 +61,13 @@ class Bias(Adapter):
         """Nothing."""
         return torch.zeros_like(weight, dtype=torch.float32)
 
-    def bias_delta(self) -> Tensor:
+    def bias_delta(self, bias: Tensor | None) -> Tensor:
         """The change as it is."""
         return self.change
 
 
 def _bias(layer: nn.Module) -> Tensor:
-    bias = dict(layer.named_parameters(recurse=False)).get("bias")
+    bias = bias_of(layer)
     if bias is None:
         raise AdapterError("The layer has no bias.", "Leave such layers out of adapter.targets.")
     return bias

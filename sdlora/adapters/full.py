@@ -59,6 +59,6 @@ class Full(Adapter):
         """The change as it is."""
         return self.diff.to(weight.device, torch.float32)
 
-    def bias_delta(self) -> Tensor | None:
+    def bias_delta(self, bias: Tensor | None) -> Tensor | None:
         """The bias's change as it is."""
         return self.bias

@@ -65,6 +65,6 @@ class Norm(Adapter):
         """The change as it is."""
         return self.weight.to(weight.device, torch.float32)
 
-    def bias_delta(self) -> Tensor | None:
+    def bias_delta(self, bias: Tensor | None) -> Tensor | None:
         """The bias's change as it is."""
         return self.bias

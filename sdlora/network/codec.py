@@ -24,11 +24,11 @@ from sdlora.network.compound import together
 from sdlora.network.container import Container
 from sdlora.network.detect import Detected, detect
 from sdlora.network.embeddings import Embedding, fits
-from sdlora.network.metadata import PEFT_KEY, peft, peft_alpha, peft_config, standard
+from sdlora.network.metadata import PEFT_KEY, peft, peft_config, peft_told, standard
 from sdlora.network.names import Name, index, name_of
 
 Format = Literal["kohya", "peft"]
-_SINGLE = {"alpha", "on_input"}
+_SINGLE = {"alpha", "on_input", "cayley_terms"}
 _Stored = Mapping[Layer, Mapping[str, Tensor]]
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -128,13 +128,11 @@ class AdapterFile:
             raise AdapterError(
                 f"{self.path}: the tensors of {group.path[:200]} are whole numbers, no weights."
             )
-        down = tensors.get("lora_down.weight")
-        if "alpha" not in tensors and down is not None and down.ndim:
-            config = peft_config(self.metadata, name.component) or self._folder_config
-            alpha = peft_alpha(config, group.path, down.shape[0])
-            if alpha is not None:
-                tensors["alpha"] = torch.tensor(alpha)
-        return tensors
+        if "lora_magnitude_vector" in group.keys.get("dora_scale", ""):
+            tensors["dora_scale"] = tensors["dora_scale"].flatten()  # of the outputs, also as [1,O,1,1]
+        config = peft_config(self.metadata, name.component) or self._folder_config
+        told = peft_told(config, group.path, {suffix: tensor.shape for suffix, tensor in tensors.items()})
+        return {suffix: torch.tensor(value) for suffix, value in told.items()} | tensors
 
     def adapter(self, name: Name, layer: nn.Module) -> Adapter:
         """The adapter of one layer. Raises AdapterError when no kind reads it or it does not fit."""

@@ -27,9 +27,9 @@ class Compound(Adapter):
         first, *rest = (part.delta(weight) for part in self.parts)
         return sum(rest, first)
 
-    def bias_delta(self) -> Tensor | None:
+    def bias_delta(self, bias: Tensor | None) -> Tensor | None:
         """The sum of the parts' changes of the bias."""
-        found = [change for part in self.parts if (change := part.bias_delta()) is not None]
+        found = [change for part in self.parts if (change := part.bias_delta(bias)) is not None]
         return sum(found[1:], found[0]) if found else None
 
     def forward(self, x: Tensor, layer: nn.Module) -> Tensor:

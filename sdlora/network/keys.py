@@ -29,6 +29,7 @@ def parse(key: str) -> Key | None:
     """What the key names, or None where its form is not known."""
     key = re.sub(r"\.(lora_[AB])\.(?!weight$)\w+\.weight$", r".\1.weight", key)
     key = re.sub(r"\.lora_magnitude_vector(\.\w+)*$", ".dora_scale", key)
+    key = re.sub(r"\.(ia3_l|oft_R)\.(?!weight$)\w+(\.weight)?$", r".\1\2", key)
     for ending, suffix in _endings():
         if key.endswith(ending):
             component, path = _split(key[: -len(ending)])

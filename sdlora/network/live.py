@@ -52,7 +52,7 @@ def mixed(
     changing = [entry for entry in entries if not entry.change.constant]
     used = Patch(family) if patch is None else patch
     resolved = {entry: used.cache.resolve(entry.file) for entry in changing}
-    live = Live(family, changing, [resolved[e].adapters for e in changing], latent_size) if changing else None
+    live = Live(used, changing, [resolved[e].adapters for e in changing], latent_size) if changing else None
     handles: list[Any] = []  # Any: torch's handles, whose type is private
     try:
         patched = [entry.only_text() if entry in resolved else entry for entry in entries]
@@ -77,12 +77,12 @@ class Live:
 
     def __init__(
         self,
-        family: Family,
+        patch: Patch,
         entries: Sequence[Entry],
         adapters: Sequence[Mapping[Layer, Adapter]],
         latent_size: tuple[int, int],
     ) -> None:
-        self._family, self._entries = family, entries
+        self._family, self._entries = patch.family, entries
         self._regional = [number for number, entry in enumerate(entries) if entry.change.regional]
         self._areas = (
             _Areas([entry.change.area for entry in entries], latent_size) if self._regional else None
@@ -96,12 +96,14 @@ class Live:
         owners: list[int] = []
         self._slots: dict[Layer, _Slot] = {}
         for layer, found in parts.items():
-            slot = _Slot(module_of(family, layer), found, start=len(owners))
+            pristine, bias = patch.pristine(layer)
+            module = module_of(patch.family, layer)
+            slot = _Slot(module, found, weight=pristine, bias=bias, start=len(owners))
             owners += slot.owners
             self._slots[layer] = slot
         rows = 2 + len(self._regional) if self._regional else 1
-        self._owners = torch.tensor(owners, dtype=torch.int64, device=family.device)
-        self._scales = torch.zeros(rows, len(owners), dtype=family.dtype, device=family.device)
+        self._owners = torch.tensor(owners, dtype=torch.int64, device=patch.family.device)
+        self._scales = torch.zeros(rows, len(owners), dtype=patch.family.dtype, device=patch.family.device)
 
     def at(self, step: int, steps: int) -> None:
         """Every multiplier is that of `step`; one write for the whole model."""
@@ -162,10 +164,10 @@ class Live:
 class _Slot:
     """All changing adapters of one layer: factors side by side, then deltas. `owners` are entry numbers."""
 
-    def __init__(self, module: nn.Module, parts: Sequence[Part], *, start: int) -> None:
+    def __init__(
+        self, module: nn.Module, parts: Sequence[Part], *, weight: Tensor, bias: Tensor | None, start: int
+    ) -> None:
         self.module, self.start = module, start
-        weight = module.get_parameter("weight").detach()
-        self.dtype = weight.dtype
         narrow = [(number, part, by) for number, part, by in parts if isinstance(part, Lora)]
         others = [(number, part, by) for number, part, by in parts if not isinstance(part, Lora)]
         self.ranks = [number for number, part, _ in narrow for _ in range(part.rank)]
@@ -175,7 +177,8 @@ class _Slot:
             self.down = pair.down.detach().to(weight.device, weight.dtype)
             self.up = pair.up.detach().to(weight.device, weight.dtype)
         self.deltas = [
-            (number, by * part.delta(weight), _scaled(part.bias_delta(), by)) for number, part, by in others
+            (number, by * part.delta(weight), _scaled(part.bias_delta(bias), by))
+            for number, part, by in others
         ]
 
     def ranks_and_deltas(self, scales: Tensor) -> tuple[Tensor, Tensor]:

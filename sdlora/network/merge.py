@@ -21,6 +21,7 @@ from torch import Tensor
 from sdlora.adapters.lora import Lora
 from sdlora.contracts import Adapter, Family, Layer
 from sdlora.errors import AdapterError, ConfigError
+from sdlora.layers import bias_of
 from sdlora.network.attach import module_of
 from sdlora.network.codec import AdapterFile, save
 from sdlora.network.info import short_hash
@@ -179,13 +180,15 @@ def _adapters(file: AdapterFile, family: Family | None) -> Mapping[Layer, Adapte
 
 
 def _base(layer: Layer, adapter: Adapter, family: Family | None) -> Tensor:
+    bias: Tensor | None = None
     if family is not None:
-        weight = module_of(family, layer).get_parameter("weight").detach()
+        module = module_of(family, layer)
+        weight, bias = module.get_parameter("weight").detach(), bias_of(module)
     else:
         assert isinstance(adapter, Lora)
         # a shape without memory behind it
         weight = torch.zeros(1).expand(shape_of(adapter))
-    if weight.ndim < 2 or adapter.bias_delta() is not None:
+    if weight.ndim < 2 or adapter.bias_delta(bias) is not None:
         raise AdapterError(
             f"{layer.path} changes a bias or a normalisation, for which LoRA has no place.",
             "Bake the stack into its base instead.",

@@ -5,10 +5,11 @@ The names are conventions of the field; all values are texts.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdlora.contracts import Adapter, Layer
+from sdlora.errors import AdapterError
 
 _BASES = {
     "sd1": ("sd_v1", "stable-diffusion-v1/lora"),
@@ -61,8 +62,33 @@ def peft(adapters: Mapping[Layer, Adapter]) -> str:
     return json.dumps(table, sort_keys=True)
 
 
-def peft_alpha(config: Mapping[str, Any], path: str, rank: int) -> float | None:  # Any: parsed JSON
-    """The alpha that PEFT's configuration (of one component) gives a layer, None where it gives none."""
+def peft_told(
+    config: Mapping[str, Any],  # Any: parsed JSON
+    path: str,
+    shapes: Mapping[str, Sequence[int]],
+) -> dict[str, float]:
+    """What PEFT's configuration (of one component) says of a layer beside its tensors (suffix -> shape).
+
+    The alpha of LoRA, the side of (IA)3, the terms of OFT's series. Raises AdapterError for OFT in a form
+    that is not read.
+    """
+    told: dict[str, float] = {}
+    if rank := next(iter(shapes.get("lora_down.weight", ())), 0):
+        alpha = _alpha(config, path, rank)
+        told |= {} if alpha is None else {"alpha": alpha}
+    if "ia3_l" in shapes and isinstance(inner := config.get("feedforward_modules"), list):
+        told["on_input"] = float(any(isinstance(name, str) and _suffix_of(path, name) for name in inner))
+    if "oft_R.weight" in shapes:
+        if config.get("coft"):
+            raise AdapterError("PEFT's constrained OFT (coft) is not read.")
+        if config.get("use_cayley_neumann") is False:
+            told["cayley_terms"] = 0.0
+        elif isinstance(terms := config.get("num_cayley_neumann_terms"), int):
+            told["cayley_terms"] = float(terms)
+    return told
+
+
+def _alpha(config: Mapping[str, Any], path: str, rank: int) -> float | None:  # Any: parsed JSON
     alpha = config.get("lora_alpha")
     patterns = config.get("alpha_pattern")
     if isinstance(patterns, dict):

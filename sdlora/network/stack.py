@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sdlora.contracts import Adapter, Family, Layer
 from sdlora.errors import AdapterError
+from sdlora.layers import bias_of
 from sdlora.network.attach import module_of
 from sdlora.network.blocks import factor
 from sdlora.network.bundle import Bundle, Row
@@ -116,7 +117,7 @@ class Patch:
     """
 
     def __init__(self, family: Family, *, cache: AdapterCache | None = None) -> None:
-        self._family = family
+        self.family = family
         self.cache = AdapterCache(family) if cache is None else cache
         self._modules: dict[Layer, nn.Module] = {}
         self._pristine: dict[Target, Tensor] = {}
@@ -135,7 +136,7 @@ class Patch:
                 if weight := entry.weight_at(layer):
                     part = kept.rows.get(layer, adapter), weight
                     wanted.setdefault(Target(layer, "weight"), []).append(part)
-                    if adapter.bias_delta() is not None:
+                    if adapter.bias_delta(bias_of(self._module(layer))) is not None:
                         wanted.setdefault(Target(layer, "bias"), []).append((adapter, weight))
             layers = _counted(kept.adapters)
             reports.append(Applied(entry, layers, kept.embeddings, kept.matched, kept.unmatched))
@@ -148,6 +149,12 @@ class Patch:
                 self._carry(write, on_device)
                 self._carried.add(write)  # only now: memory may run out halfway
         return tuple(reports)
+
+    def pristine(self, layer: Layer) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of a layer as they are without any stack."""
+        module = self._module(layer)
+        weight = self._pristine.get(Target(layer, "weight"), module.get_parameter("weight").detach())
+        return weight, self._pristine.get(Target(layer, "bias"), bias_of(module))
 
     def restore(self) -> None:
         """Every weight is, bit for bit, what it was before the first stack."""
@@ -186,7 +193,9 @@ class Patch:
             else:
                 # Every delta is that of the pristine weight, so that the order of a stack does not matter.
                 change = (
-                    source.delta(pristine[0]) if write.targets[0].name == "weight" else source.bias_delta()
+                    source.delta(pristine[0])
+                    if write.targets[0].name == "weight"
+                    else source.bias_delta(pristine[0])
                 )
                 assert change is not None
                 total[0].add_(change.to(total), alpha=by)
@@ -202,11 +211,14 @@ class Patch:
 
     def _parameter(self, target: Target) -> nn.Parameter:
         # The module is remembered, the parameter is not: a network that moves gets new ones.
-        if target.layer not in self._modules:
-            self._modules[target.layer] = module_of(self._family, target.layer)
-        parameter = getattr(self._modules[target.layer], target.name)
+        parameter = getattr(self._module(target.layer), target.name)
         assert isinstance(parameter, nn.Parameter)  # not made anew at each look, as packed weights are
         return parameter
+
+    def _module(self, layer: Layer) -> nn.Module:
+        if layer not in self._modules:
+            self._modules[layer] = module_of(self.family, layer)
+        return self._modules[layer]
 
 
 def _part(column: Sequence[tuple[Row | Adapter, float]]) -> _Part:

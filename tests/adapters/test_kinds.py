@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from sdlora.adapters import KINDS, SPECS
 from sdlora.contracts import Adapter
 from sdlora.errors import AdapterError
+from sdlora.layers import bias_of
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "linear": (nn.Linear(12, 16), (2, 5, 12)),
@@ -56,7 +57,7 @@ def changed(layer: nn.Module, adapter: Adapter, x: Tensor) -> Tensor:
     """The layer's output with the deltas in its own weight and bias."""
     parameters = dict(layer.named_parameters())
     parameters["weight"] = parameters["weight"] + adapter.delta(parameters["weight"])
-    if (bias := adapter.bias_delta()) is not None:
+    if (bias := adapter.bias_delta(bias_of(layer))) is not None:
         parameters["bias"] = parameters["bias"] + bias
     return torch.func.functional_call(layer, parameters, (x,))
 
@@ -89,7 +90,7 @@ def test_tensors_read_again_give_the_same_deltas(variant: str, name: str) -> Non
     assert kinds == [type(adapter)]
     again = kinds[0].read(held, layer)
     torch.testing.assert_close(again.delta(weight), adapter.delta(weight), rtol=1e-5, atol=1e-6)
-    bias, expected = again.bias_delta(), adapter.bias_delta()
+    bias, expected = again.bias_delta(bias_of(layer)), adapter.bias_delta(bias_of(layer))
     assert (bias is None) == (expected is None)
     if bias is not None and expected is not None:
         assert torch.equal(bias, expected)

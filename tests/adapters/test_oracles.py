@@ -9,6 +9,7 @@ from peft.tuners.lora.dora import DoraLinearLayer
 from torch import Tensor, nn
 
 from sdlora.adapters import KINDS
+from sdlora.layers import bias_of
 from tests.adapters.test_kinds import LAYERS, cases, moved
 
 # A bias alone is read by no module of theirs; the rest is compared on every layer.
@@ -41,7 +42,7 @@ def test_deltas_equal_lycoris(variant: str, name: str) -> None:
         return
     merged, bias = theirs.get_merged_weight()
     torch.testing.assert_close(weight + adapter.delta(weight), merged.reshape(weight.shape), **TOLERANCE)
-    own_bias = adapter.bias_delta()
+    own_bias = adapter.bias_delta(bias_of(layer))
     if own_bias is not None and variant == "norm":
         torch.testing.assert_close(layer.get_parameter("bias") + own_bias, bias)
 
@@ -111,6 +112,18 @@ def test_dora_equals_pefts_forward() -> None:
     a.weight, b.weight = nn.Parameter(factors[0]), nn.Parameter(factors[1])
     change = theirs(x, lora_A=a, lora_B=b, scaling=scale, base_layer=layer)
     torch.testing.assert_close(dora(x, layer), change, rtol=1e-4, atol=1e-5)
+
+
+def test_older_rotations_equal_what_lycoris_made_of_them() -> None:
+    """W' = einsum("k n m, k n ... -> k m ...", oft_diag, W) in LyCORIS 2.0's first form."""
+    diag = torch.eye(4) + torch.randn(4, 4, 4) * 0.1
+    for name in ("linear", "conv3x3"):
+        layer = LAYERS[name][0]
+        weight = layer.get_parameter("weight").detach()
+        parted = weight.reshape(4, 4, *weight.shape[1:])
+        expected = torch.einsum("knm,kn...->km...", diag, parted).reshape(weight.shape)
+        rotation = KINDS.get("rotation").read({"oft_diag": diag}, layer)
+        torch.testing.assert_close(weight + rotation.delta(weight), expected, **TOLERANCE)
 
 
 def compare(kind: str, held: dict[str, Tensor], layer: nn.Module) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from sdlora.adapters import KINDS, SPECS
 from sdlora.contracts import Adapter, Layer
 from sdlora.errors import AdapterError
+from sdlora.layers import bias_of
 from sdlora.network import keys
 from sdlora.network.codec import AdapterFile
 from sdlora.network.container import write
@@ -124,7 +125,10 @@ def verdict(family: oracle.Bare, adapters: Mapping[Layer, Adapter], form: Callab
 
 def _distance(first: Adapter, second: Adapter, module: nn.Module) -> float:
     weight = module.get_parameter("weight")
-    pairs = [(first.delta(weight), second.delta(weight)), (first.bias_delta(), second.bias_delta())]
+    pairs = [
+        (first.delta(weight), second.delta(weight)),
+        (first.bias_delta(bias_of(module)), second.bias_delta(bias_of(module))),
+    ]
     return max(
         float((a - b).detach().norm() / a.detach().norm().clamp(min=1e-30))
         for a, b in pairs
@@ -164,6 +168,20 @@ _TAIL = """
 PEFT's rank and alpha come from the header's `lora_adapter_metadata` or an `adapter_config.json` beside the
 file; its `rank_pattern` and `alpha_pattern` are compared as names, not run as expressions.
 
+## Read only
+
+| form | tensors | compared with |
+| --- | --- | --- |
+| PEFT's (IA)3 | `ia3_l`, which is 1 + w and rescales the bias of outputs too | PEFT's merged weights and biases |
+| PEFT's OFT | `oft_R`, rotations of what a layer reads, by Cayley's transform or its series, shared or not | PEFT's merged weights |
+| LyCORIS' first OFT | `oft_diag`, the rotation itself | its formula |
+| textual inversion, in an adapter or alone | `bundle_emb.WORD.emb_params`, `.clip_l` and `.clip_g`, `.string_to_param.*`; without `bundle_emb` the file's name is the word | the tokens that the vectors were copied from |
+
+PEFT's configuration tells the side of (IA)3 where shapes do not, and the terms of OFT's series (5 where it is
+silent). A word of a textual inversion stands in prompts as it is, whatever its case; its vectors go to all text
+encoders of the base, or it is listed as unmatched. `tests/network/test_peft.py` and `test_embeddings.py` hold
+this.
+
 ## What is approximate
 
 - **Weights other than 1** of kinds that do not add (DoRA, OFT, BOFT): the weight goes straight from the base
@@ -174,8 +192,8 @@ file; its `rank_pattern` and `alpha_pattern` are compared as names, not run as e
 ## What is refused
 
 Pickles, web pages and damaged files under a safetensors name; files for another base family, which is told
-from layers and shapes; a tensor that is there twice; files none of whose keys names a layer of the base.
-Textual-inversion embeddings bundled with an adapter (`bundle_emb`) are listed as unmatched keys.
+from layers and shapes; a tensor that is there twice; files none of whose keys names a layer of the base;
+PEFT's constrained OFT (`coft`). Keys of no known form are counted and listed, never passed over.
 
 ## What is written
 

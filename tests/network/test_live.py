@@ -17,7 +17,7 @@ from sdlora.network.change import Change, parse_curve, turns, window
 from sdlora.network.codec import save
 from sdlora.network.live import mixed
 from sdlora.network.names import to_sgm
-from sdlora.network.stack import Entry, stacked
+from sdlora.network.stack import Entry, Patch, stacked
 from tests.conftest import TinyModel
 from tests.network import oracle
 from tests.network.test_attach import answer, awake
@@ -73,6 +73,26 @@ def test_constant_entries_beside_changing_ones_are_patched(files: list[Path], ti
     with stacked(family, [Entry(files[0], 0.7), Entry(files[1], 0.5)]):
         torch.testing.assert_close(live, answer(family), **TOLERANCE)
     assert equal(weights(family), before)
+
+
+@pytest.mark.parametrize("kind", ["dora", "oft", "glora"])
+def test_what_was_patched_before_does_not_reach_changing_adapters(
+    kind: str, files: list[Path], tiny_sd1: TinyModel, tmp_path: Path
+) -> None:
+    """The deltas of these kinds depend on the weight, which is the base's own whatever it carries now."""
+    family = tiny_sd1.family
+    network = awake(create(family, SPECS.get(kind)(targets="attn2.to_q"), seed=3))
+    save(tmp_path / "x.safetensors", network.adapters, family_name="sd1", dtype="fp32")
+    entries = [Entry(tmp_path / "x.safetensors", 0.7, change=RISING)]
+    answers = []
+    for before in ([], [Entry(files[0], 3.0)]):
+        patch = Patch(family)
+        patch.apply(before)
+        with mixed(family, entries, latent_size=LATENT, patch=patch) as mix:
+            mix.at(1, 2)
+            answers.append(answer(family))
+        patch.restore()
+    assert torch.equal(*answers)
 
 
 def test_adapters_take_turns(files: list[Path], tiny_sd1: TinyModel) -> None:

@@ -158,13 +158,13 @@ class LoopSpec:
     )
     checkpointing: bool = option(
         False,
-        "Recompute activations in the backward pass: less memory, slower; without it, only when memory runs out",
+        "Recompute activations in the backward pass: less memory, slower; without, only when memory runs out",
         label="Gradient checkpointing",
     )
     offload: bool = option(
         False,
-        "Keep the UNet's weights in the machine's memory and fetch them layer by layer: least memory, slowest "
-        "(NVIDIA GPUs only)",
+        "Keep the UNet's weights in the machine's memory and fetch them layer by layer: least memory, "
+        "slowest (NVIDIA GPUs only)",
         label="Weights in main memory",
         resumable=True,
     )

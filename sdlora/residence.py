@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from sdlora.contracts import Family
 from sdlora.runtime import release
 
+_SHARE = 0.6  # of a device's free memory that networks may take for good; the rest is to draw with
+
 
 @contextmanager
 def present(family: Family, *names: str) -> Iterator[None]:
@@ -43,9 +45,20 @@ def settle(family: Family, *names: str) -> None:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
 
+def settle_in(family: Family, free: int) -> None:
+    """All networks settle if they leave enough of `free` bytes to draw with, else the UNet alone."""
+    held = sum(part.nbytes for network in family.networks.values() for part in _tensors(network))
+    settle(family, *(family.networks if held <= _SHARE * free else ("unet",)))
+
+
 def text_encoders(family: Family) -> tuple[str, ...]:
     """The names of the networks that encode text."""
     return tuple(name for name in family.networks if name.startswith("text_encoder"))
+
+
+def _tensors(network: nn.Module) -> Iterator[Tensor]:
+    yield from network.parameters()
+    yield from network.buffers()
 
 
 def _elsewhere(network: nn.Module, device: torch.device) -> list[tuple[nn.Module, str, Tensor]]:

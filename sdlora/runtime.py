@@ -63,6 +63,12 @@ class Runtime:
             return torch.mps.driver_allocated_memory()
         return _peak_resident_bytes()
 
+    def free_bytes(self) -> int:
+        """The memory of the device that nobody holds; all of it where that is not known."""
+        if self.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.device)[0]
+        return self.total_bytes()
+
     def total_bytes(self) -> int:
         """The memory of the device; for a CPU that of the machine; 0 where that is not known."""
         if self.device.type == "cuda":

@@ -11,7 +11,7 @@ from torch import nn
 
 from sdlora.contracts import Family
 from sdlora.loading import load_family
-from sdlora.residence import present, settle, text_encoders
+from sdlora.residence import present, settle, settle_in, text_encoders
 from tests.conftest import TinyModel
 
 
@@ -47,6 +47,16 @@ def test_what_has_settled_stays(elsewhere: Family) -> None:
     with present(elsewhere, "unet"):
         pass
     assert places(elsewhere.networks["unet"]) == {"meta"}
+
+
+def test_where_memory_is_short_only_the_unet_settles(elsewhere: Family) -> None:
+    held = sum(
+        part.nbytes for network in elsewhere.networks.values() for part in network.state_dict().values()
+    )
+    settle_in(elsewhere, free=held)
+    assert {name for name, network in elsewhere.networks.items() if places(network) == {"meta"}} == {"unet"}
+    settle_in(elsewhere, free=2 * held)
+    assert {place for network in elsewhere.networks.values() for place in places(network)} == {"meta"}
 
 
 @pytest.mark.gpu

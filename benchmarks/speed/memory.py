@@ -4,7 +4,8 @@
 
 Whole runs of ours at batch 1 on models of the true sizes with random weights: pictures and captions are
 encoded anew in each. The plain loop stands beside them with LoRA and with every weight of the UNet trained.
-Prints a table and writes `memory.json` to the folder given by --output. All memory is what torch reserved, in GiB.
+Prints a table and writes `memory.json` to the folder given by --output. All memory is what torch reserved,
+in GiB.
 """
 
 import argparse

@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from sdlora.generation import png, sampler
     from sdlora.loading import load_family
+    from sdlora.residence import settle_in
     from sdlora.runtime import Runtime, lease, memory_told
 
     home = Home.default()
@@ -63,7 +64,11 @@ def run(arguments: argparse.Namespace) -> int:
     machine = Runtime.choose(arguments.device, arguments.precision)
     teller = Teller(silent=arguments.json)
     with lease(machine.device, "`sdlora generate`"), memory_told("Choose a smaller size or fewer pictures."):
-        family = load_family(request.base, device=machine.device, dtype=machine.dtype, roots=home.model_folders)
+        roots = home.model_folders
+        family = load_family(
+            request.base, device=machine.device, dtype=machine.dtype, roots=roots, waiting=True
+        )
+        settle_in(family, machine.free_bytes())
 
         def on_step(step: int, steps: int, preview: "Image") -> None:
             teller.move(f"step {step} of {steps}", last=step == steps)

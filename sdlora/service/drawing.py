@@ -17,6 +17,7 @@ from sdlora.generation.request import GenerateRequest
 from sdlora.generation.sampler import generate
 from sdlora.loading import load_family
 from sdlora.network.stack import Patch
+from sdlora.residence import settle_in
 from sdlora.runtime import Runtime, lease, memory_told
 from sdlora.service.history import History
 from sdlora.service.process import Message
@@ -70,7 +71,8 @@ class Drawing:
             self._loaded = None
             gc.collect()  # the old model must be gone before the new one comes
             roots = [Path(folder) for folder in folders]
-            family = load_family(model, device=machine.device, dtype=machine.dtype, roots=roots)
+            family = load_family(model, device=machine.device, dtype=machine.dtype, roots=roots, waiting=True)
+            settle_in(family, machine.free_bytes())
             self._loaded = (model, family, Patch(family))
         return self._loaded[1:]
 

@@ -10,16 +10,18 @@ from torch import Tensor, nn
 
 
 @functools.cache
-def hindrance(device: torch.device) -> str:
-    """Why kernels of our own cannot run on `device`; empty where they can."""
+def hindrance(device: torch.device, dtype: torch.dtype) -> str:
+    """Why kernels of our own cannot run on `device` in `dtype`; empty where they can."""
     if device.type != "cuda":
         return "they are for NVIDIA GPUs"
     try:
         from sdlora.training.kernels import GeGlu, GroupNorm
 
-        picture, one = torch.ones(1, 32, 2, 2, device=device), torch.ones(32, device=device)
-        GroupNorm.apply(picture, one, one, 32, 1e-5).sum().item()  # type: ignore[no-untyped-call]  # torch's gap
-        GeGlu.apply(one).sum().item()  # type: ignore[no-untyped-call]  # as above
+        picture = torch.ones(1, 32, 4, 4, device=device, dtype=dtype, requires_grad=True)
+        one = torch.ones(32, device=device, dtype=dtype)
+        normal = GroupNorm.apply(picture, one, one, 32, 1e-5)  # type: ignore[no-untyped-call]  # torch's gap
+        GeGlu.apply(normal.flatten()).sum().backward()  # type: ignore[no-untyped-call]  # as above
+        torch.cuda.synchronize(device)
     except Exception as error:  # noqa: BLE001  # whatever a compiler raises that is missing or does not fit
         return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     return ""

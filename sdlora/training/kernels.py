@@ -15,7 +15,7 @@ from torch import Tensor
 # One form of every kernel serves all shapes: to compile each anew would take half a minute.
 _ROWS, _COLUMNS = 32, 128  # places and channels that a program holds at once
 _PARTS = 64  # parts of a picture whose sums are merged at once
-_PROGRAMS = 1024  # that keep every multiprocessor of today's cards busy
+_PROGRAMS = 528  # that keep every multiprocessor of today's cards busy
 _MANY = 1024  # values of GEGLU that a program makes
 
 
@@ -61,7 +61,7 @@ class GeGlu(torch.autograd.Function):
     def forward(ctx, both: Tensor) -> Tensor:
         both = both.contiguous()
         out = both.new_empty(*both.shape[:-1], both.shape[-1] // 2)
-        _geglu[_rows(out)](both, out, out.numel(), out.shape[-1], _MANY)
+        _geglu[_rows(out)](both, out, out.shape[-1], _MANY)
         ctx.save_for_backward(both)
         return out
 
@@ -70,7 +70,7 @@ class GeGlu(torch.autograd.Function):
         (both,) = ctx.saved_tensors
         gradient = gradient.contiguous()
         out = torch.empty_like(both)
-        _geglu_back[_rows(gradient)](both, gradient, out, gradient.numel(), gradient.shape[-1], _MANY)
+        _geglu_back[_rows(gradient)](both, gradient, out, gradient.shape[-1], _MANY)
         return out
 
 
@@ -93,8 +93,9 @@ def fits(channels: int, groups: int) -> bool:
     return channels // groups <= _COLUMNS
 
 
-def _rows(out: Tensor) -> tuple[int]:
-    return (triton.cdiv(out.numel(), _MANY),)
+def _rows(out: Tensor) -> tuple[int, int]:
+    width = out.shape[-1]
+    return out.numel() // width, triton.cdiv(width, _MANY)
 
 
 @triton.jit(do_not_specialize=("places", "groups", "each"))
@@ -258,27 +259,30 @@ def _denormalise(
         tl.store(out + at, value.to(out.dtype.element_ty), mask=there)
 
 
-@triton.jit(do_not_specialize=("number",))
-def _geglu(both, out, number, width, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    there = at < number
-    value_at = at // width * (2 * width) + at % width
-    value = tl.load(both + value_at, mask=there, other=0.0).to(tl.float32)
-    gate = tl.load(both + value_at + width, mask=there, other=0.0).to(tl.float32)
+@triton.jit
+def _geglu(both, out, width, MANY: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * MANY + tl.arange(0, MANY)
+    there = column < width
+    both += row * 2 * width
+    value = tl.load(both + column, mask=there, other=0.0).to(tl.float32)
+    gate = tl.load(both + width + column, mask=there, other=0.0).to(tl.float32)
     half = 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
-    tl.store(out + at, (value * gate * half).to(out.dtype.element_ty), mask=there)
+    tl.store(out + row * width + column, (value * gate * half).to(out.dtype.element_ty), mask=there)
 
 
-@triton.jit(do_not_specialize=("number",))
-def _geglu_back(both, gradient, out, number, width, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    there = at < number
-    value_at = at // width * (2 * width) + at % width
-    value = tl.load(both + value_at, mask=there, other=0.0).to(tl.float32)
-    gate = tl.load(both + value_at + width, mask=there, other=0.0).to(tl.float32)
-    slope = tl.load(gradient + at, mask=there, other=0.0).to(tl.float32)
+@triton.jit
+def _geglu_back(both, slope, out, width, MANY: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * MANY + tl.arange(0, MANY)
+    there = column < width
+    both += row * 2 * width
+    out += row * 2 * width
+    value = tl.load(both + column, mask=there, other=0.0).to(tl.float32)
+    gate = tl.load(both + width + column, mask=there, other=0.0).to(tl.float32)
+    change = tl.load(slope + row * width + column, mask=there, other=0.0).to(tl.float32)
     half = 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
     density = 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
-    tl.store(out + value_at, (slope * gate * half).to(out.dtype.element_ty), mask=there)
-    change = slope * value * (half + gate * density)
-    tl.store(out + value_at + width, change.to(out.dtype.element_ty), mask=there)
+    tl.store(out + column, (change * gate * half).to(out.dtype.element_ty), mask=there)
+    to_gate = change * value * (half + gate * density)
+    tl.store(out + width + column, to_gate.to(out.dtype.element_ty), mask=there)

@@ -121,7 +121,7 @@ class Runner:
             self._captured = CapturedStep(self.session.train_step)
 
     def _can_fuse(self) -> bool:
-        if reason := hindrance(self.machine.device):
+        if reason := hindrance(self.machine.device, self.session.family.dtype):
             self._tell(f"Kernels of our own cannot run here: {reason}.", "The run goes on with torch's.")
         return not reason
 

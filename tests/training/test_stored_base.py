@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sdlora import options
-from sdlora.adapters import KINDS
+from sdlora.adapters import SPECS
 from sdlora.base import stored
 from sdlora.base.stored import Stored, store
 from sdlora.config import TrainConfig
@@ -70,7 +70,7 @@ def test_a_run_on_packed_weights_is_that_on_the_unpacked_ones(
     assert losses == pytest.approx(expected, rel=1e-5) and len(losses) == 2
 
 
-@pytest.mark.parametrize("kind", KINDS.names())
+@pytest.mark.parametrize("kind", SPECS.names())
 def test_every_kind_learns_from_packed_weights(tiny_sd1: TinyModel, kind: str) -> None:
     packed, plain = (copy.deepcopy(tiny_sd1.family) for _ in range(2))
     store(packed.unet, "fp8", device=packed.device)
@@ -89,7 +89,10 @@ def test_every_kind_learns_from_packed_weights(tiny_sd1: TinyModel, kind: str) -
             output = family.predict(noisy, torch.tensor([500]), Conditioning(states))
             results.append([output, *torch.autograd.grad(output.square().mean(), list(network.parameters()))])
         assert torch.allclose(before, output, atol=1e-5)  # a new adapter changes nothing
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
+    # on a plain layer LoRA's products are joined, which moves their last bits
+    off = 1e-5 if kind == "lora" else 0.0
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.allclose(ours, theirs, rtol=off, atol=off)
 
 
 def test_a_packed_base_draws_previews_and_is_named_in_the_file(make_run: MakeRun) -> None:

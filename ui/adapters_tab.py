@@ -1,20 +1,21 @@
-"""Adapters: the library, what each file is, new files, and several merged into one."""
+"""Adapters: the library, what each file is and does, its texts, and what is made of it."""
 
 import json
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from sdlora.errors import SdloraError
+from sdlora.errors import AdapterError, SdloraError
 from sdlora.service.jobs import Job
 from sdlora.service.library import Adapter, AdapterInfo
 from sdlora.service.studio import Studio
-from ui import stack
+from ui.adapter_card import card, item, made, measured
 from ui.handling import told
-from ui.markup import chips, empty, facts, failure, file_url, note, size
+from ui.markup import code, empty, failure, note
+from ui.task import Task
 from ui.widget import widget
+from ui.workbench import Workbench
 
 Updates = dict[Any, Any]  # Any: gradio's components and their updates
 
@@ -23,16 +24,12 @@ _NOTHING = empty(
     "No adapters yet",
     "Train one, drop .safetensors files above, or put them into models/Lora. Any trainer's will do.",
 )
-_COMPONENTS = {
-    "unet": "the UNet",
-    "text_encoder": "the text encoder",
-    "text_encoder_2": "the second text encoder",
-}
 _CHOOSE = empty("Choose an adapter", "Its base, rank, trigger words and origin are shown here.")
+_NO_PARENT = ("nothing", "")
 
 
 class AdaptersTab:
-    """The tab. `chosen` holds the file that is shown; `use` takes it along."""
+    """The tab. `chosen` holds the file that is shown; `use`, `run` and `again` lead on."""
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
@@ -41,91 +38,166 @@ class AdaptersTab:
 
     def _layout(self) -> None:
         self.chosen = gr.State("")
-        self.job = gr.State(0)
+        self.thrown = gr.State("")
         with gr.Row(elem_classes="split", equal_height=False):
             with gr.Column(scale=3, min_width=330, elem_classes="box"):
-                gr.HTML("<h2>Library</h2>")
-                self.drop = gr.File(
-                    label="Drop adapters here (.safetensors)",
-                    file_count="multiple",
-                    height=110,
-                    elem_id="add-files",
-                    elem_classes="drop",
-                )
-                self.added = gr.HTML(elem_id="added")
-                self.list = widget("library", {"chosen": "", "items": []}, elem_id="library")
-                self.nothing = gr.HTML(_NOTHING, visible=False)
-            with gr.Column(scale=2, min_width=330):
-                with gr.Column(elem_classes="box"):
-                    self.card = gr.HTML(_CHOOSE, elem_id="adapter-card")
-                    with gr.Row(elem_classes="actions"):
-                        self.use = gr.Button(
-                            "Use in Generate", variant="primary", visible=False, elem_id="adapter-use"
-                        )
-                        self.remove = gr.Button("Move to trash", visible=False, elem_id="adapter-remove")
-                    with gr.Accordion("All metadata", open=False, visible=False) as self.more:
-                        self.metadata = gr.Code(
-                            language="json",
-                            interactive=False,
-                            show_label=False,
-                            label="Metadata",
-                            max_lines=24,
-                        )
-                with gr.Column(elem_classes="box"):
-                    self._merging()
-        self.timer = gr.Timer(0.5, active=False)
+                self._shelf()
+            with gr.Column(scale=2, min_width=330, elem_classes="box"):
+                self._one()
+        self.bench = Workbench(self.studio)
 
-    def _merging(self) -> None:
-        gr.HTML(
-            '<h2>Merge</h2><p class="dim">One file that does what the mix does. Exact: the ranks add up.</p>'
+    def _shelf(self) -> None:
+        gr.HTML("<h2>Library</h2>")
+        self.drop = gr.File(
+            label="Drop adapters here (.safetensors)", file_count="multiple", height=110,
+            elem_id="add-files", elem_classes="drop",
+        )  # fmt: skip
+        self.added = gr.HTML(elem_id="added", elem_classes="at-need")
+        self.undo = gr.Button("Undo", visible=False, size="sm", elem_id="undo-adapter")
+        self.list = widget("library", {"chosen": "", "items": []}, elem_id="library")
+        self.nothing = gr.HTML(_NOTHING, visible=False)
+        with gr.Accordion("In the trash", open=False, visible=False) as self.trash:
+            self.removed = gr.Dropdown([], value=None, label="Adapter", elem_id="trashed")
+            self.restore = gr.Button("Bring it back", elem_id="bring-back")
+
+    def _one(self) -> None:
+        self.card = gr.HTML(_CHOOSE, elem_id="adapter-card")
+        with gr.Row(elem_classes="actions"):
+            self.use = gr.Button("Use in Generate", variant="primary", visible=False, elem_id="adapter-use")
+            self.run = gr.Button("Show its run", visible=False, elem_id="adapter-run")
+            self.again = gr.Button("Train again…", visible=False, elem_id="adapter-again")
+            self.remove = gr.Button("Move to trash", visible=False, elem_id="adapter-remove")
+        with gr.Column(visible=False) as self.details:
+            with gr.Accordion("Name, words and picture", open=False):
+                self._texts()
+            with gr.Accordion("What is inside", open=False):
+                gr.HTML('<p class="dim">Where it acts, and how many ranks it needs. Of LoRA only.</p>')
+                with gr.Row(elem_classes="actions"):
+                    self.measure = gr.Button("Measure", size="sm", elem_id="measure-go", scale=0)
+                self.measuring = Task(self.studio, elem_id="measured")
+            with gr.Accordion("Make a smaller copy", open=False):
+                self._smaller()
+            with gr.Accordion("All metadata", open=False):
+                self.metadata = gr.HTML(elem_id="adapter-metadata")
+
+    def _texts(self) -> None:
+        self.picture = gr.File(
+            label="Drop a picture for its card", file_types=[".png", ".jpg", ".jpeg", ".webp"], height=96,
+            elem_id="adapter-picture", elem_classes="drop",
+        )  # fmt: skip
+        self.name = gr.Textbox(label="Name", info="Of the file", elem_id="adapter-name")
+        self.triggers = gr.Textbox(label="Trigger words", info="Commas between", elem_id="adapter-triggers")
+        self.weight = gr.Number(
+            0, label="Recommended weight", info="0 recommends none", elem_id="adapter-weight"
         )
-        self.rows = stack.draw(varies=False, elem_id="merge-stack")
-        self.pick = gr.Dropdown([], value=None, label="Add an adapter", elem_id="merge-add")
-        self.name = gr.Textbox(
-            label="Name of the new adapter", placeholder="ink-and-cat", elem_id="merge-name"
-        )
-        self.merge = gr.Button("Merge", elem_id="merge-go")
-        self.merged = gr.HTML(elem_id="merged")
+        self.notes = gr.Textbox(label="Notes", lines=3, elem_id="adapter-notes")
+        self.parent = gr.Dropdown(
+            [_NO_PARENT], value="", label="Builds on", elem_id="adapter-parent",
+            info="Choosing this adapter then brings that one along",
+        )  # fmt: skip
+        self.save = gr.Button("Save", elem_id="adapter-save")
+        self.saved = gr.HTML(elem_id="adapter-saved", elem_classes="at-need")
+
+    def _smaller(self) -> None:
+        with gr.Row(elem_classes="actions"):
+            self.rank = gr.Number(8, label="Rank at most", precision=0, minimum=0, elem_id="resize-rank")
+            self.energy = gr.Slider(
+                50, 100, 100, step=0.5, label="Energy to keep, %", elem_id="resize-energy"
+            )
+        self.small_name = gr.Textbox(label="Name of the copy", placeholder="ink-small", elem_id="resize-name")
+        self.resize = gr.Button("Make the copy", elem_id="resize-go")
+        self.resizing = Task(self.studio, elem_id="resized")
 
     @property
     def library(self) -> list[Any]:  # Any: gradio's components
         """Everything that shows which adapters there are."""
-        return [self.list, self.nothing, self.pick]
+        return [self.list, self.nothing, self.trash, self.removed, *self.bench.refreshed]
 
     @property
     def inspector(self) -> list[Any]:  # Any: gradio's components
         """Everything that shows one adapter."""
-        return [self.chosen, self.card, self.use, self.remove, self.more, self.metadata, *self.library]
+        shown = [self.chosen, self.card, self.use, self.run, self.again, self.remove, self.details]
+        texts = [self.name, self.triggers, self.weight, self.notes, self.parent, self.picture, self.metadata]
+        said = [self.measuring.said, self.resizing.said, self.added, self.undo, self.saved]
+        return [*shown, *texts, *said, *self.library]
 
     def _connect(self) -> None:
-        merging = [self.job, self.timer, self.merged, self.merge, *self.library]
-        self.list.select(told(self._choose), None, self.inspector, **_QUIET)
-        self.drop.upload(told(self._add), self.drop, [self.added, self.drop, *self.inspector], **_QUIET)
-        self.remove.click(told(self._remove), self.list, self.inspector, js=_SURE, **_QUIET)
-        self.pick.select(told(self._pick), [self.pick, self.rows], [self.rows, self.pick], **_QUIET)
-        self.merge.click(told(self._merge), [self.rows, self.name], merging, **_QUIET)
-        self.timer.tick(told(self._poll), self.job, merging, concurrency_limit=None, **_QUIET)
+        shown, bench = self.inspector, self.bench
+        bench.connect(self.show, shown)
+        self.measuring.connect(lambda job: (measured(job), {}), [])
+        self.resizing.connect(self._resized, shown)
+        self.list.select(told(self._choose), None, shown, **_QUIET)
+        self.drop.upload(told(self._add), self.drop, [self.drop, *shown], **_QUIET)
+        self.remove.click(told(self._remove), self.chosen, [self.thrown, *shown], **_QUIET)
+        self.undo.click(told(self._bring_back), self.thrown, shown, **_QUIET)
+        self.restore.click(told(self._bring_back), self.removed, shown, **_QUIET)
+        self.picture.upload(told(self._paint), [self.chosen, self.picture], shown, **_QUIET)
+        texts = [self.name, self.triggers, self.weight, self.notes, self.parent]
+        self.save.click(told(self._save), [self.chosen, *texts], shown, **_QUIET)
+        self.measure.click(told(self._measure), self.chosen, self.measuring.parts, **_QUIET)
+        resizing = [self.chosen, self.small_name, self.rank, self.energy]
+        self.resize.click(told(self._resize), resizing, self.resizing.parts, **_QUIET)
 
     def show(self, file: str) -> Updates:
         """The tab with the adapter `file` shown, or none."""
-        adapter = self.studio.library.adapter(Path(file)) if file and Path(file).exists() else None
+        library = self.studio.library
+        adapter = library.adapter(Path(file)) if file and Path(file).exists() else None
         info = adapter.info if adapter else None
+        own = bool(adapter and not adapter.run)
+        recipe = bool(adapter and (adapter.run or (info and "sdlora.config" in info.metadata)))
         return {
             self.chosen: str(adapter.path) if adapter else "",
-            self.card: _card(adapter) if adapter else _CHOOSE,
             self.use: gr.update(visible=info is not None),
-            self.remove: gr.update(visible=adapter is not None and not adapter.run),
-            self.more: gr.update(visible=bool(info and info.metadata)),
-            self.metadata: json.dumps(info.metadata, indent=1, ensure_ascii=False)[:200_000] if info else "",
+            self.run: gr.update(visible=bool(adapter and adapter.run)),
+            self.again: gr.update(visible=recipe),
+            self.remove: gr.update(visible=own),
+            self.details: gr.update(visible=info is not None),
+            self.metadata: code(_metadata(info), name="metadata.json") if info else "",
+            **dict.fromkeys((self.added, self.saved, self.measuring.said, self.resizing.said), ""),
+            self.undo: gr.update(visible=False),
+            self.card: self._card(adapter) if adapter else _CHOOSE,
+            **(self._written(adapter) if adapter else {}),
             **self._listed(file),
         }
 
-    def _listed(self, chosen: str) -> Updates:
-        adapters = self.studio.library.adapters()
+    def _card(self, adapter: Adapter) -> str:
+        library = self.studio.library
+        try:
+            chain = tuple(path.stem for path in reversed(library.lineage(adapter.path)[:-1]))
+        except AdapterError as error:
+            return failure(error) + card(adapter, twins=(), chain=(), children=())
+        own = adapter.info.hash if adapter.info else "-"
+        children = tuple(other.name for other in library.adapters() if other.parent == own)
+        twins = library.twins().get(adapter.path, ())
+        return card(adapter, twins=twins, chain=chain, children=children)
+
+    def _written(self, adapter: Adapter) -> Updates:
+        """The fields that can be changed."""
+        info = adapter.info
+        others = [other for other in self.studio.library.adapters() if other.info and other != adapter]
+        fitting = [other for other in others if info and other.info and other.info.family == info.family]
+        parents = [_NO_PARENT, *((other.name, other.info.hash) for other in fitting if other.info)]
+        if all(adapter.parent != value for _, value in parents):
+            parents.append((f"{adapter.parent}, which is not here", adapter.parent))
         return {
-            self.list: {"chosen": chosen, "items": [_item(adapter) for adapter in adapters]},
+            self.name: gr.update(value=adapter.name, interactive=not adapter.run),
+            self.triggers: ", ".join(info.triggers) if info else "",
+            self.weight: (info.weight if info else None) or 0,
+            self.notes: adapter.notes,
+            self.parent: gr.update(choices=parents, value=adapter.parent),
+            self.picture: None,
+        }
+
+    def _listed(self, chosen: str) -> Updates:
+        adapters, twins = self.studio.library.adapters(), self.studio.library.twins()
+        removed = [(name, str(place)) for name, place in self.studio.library.removed()]
+        items = [item(adapter, twins=twins.get(adapter.path, ())) for adapter in adapters]
+        return {
+            self.list: {"chosen": chosen, "items": items},
             self.nothing: gr.update(visible=not adapters),
-            self.pick: gr.update(choices=stack.choices(self.studio), value=None),
+            self.trash: gr.update(visible=bool(removed), label=f"In the trash ({len(removed)})"),
+            self.removed: gr.update(choices=removed, value=None),
+            **self.bench.refresh(),
         }
 
     def _choose(self, event: gr.EventData) -> Updates:
@@ -142,97 +214,49 @@ class AdaptersTab:
                 family = adapter.info.family_title if adapter.info else "unknown"
                 notes.append(note(f"{adapter.name} is in the library. Made for {family}.", kind="good"))
                 last = str(adapter.path)
-        return {self.added: "".join(notes), self.drop: None, **self.show(last)}
+        return {self.drop: None, **self.show(last), self.added: "".join(notes)}
 
-    def _remove(self, listed: dict[str, Any]) -> Updates:  # Any: the widget's JSON
-        if not listed["chosen"]:  # the person thought better of it
-            return {self.added: ""}
-        self.studio.library.remove(Path(listed["chosen"]))
-        return self.show("")
-
-    def _pick(self, file: str | None, rows: stack.Value) -> Updates:
-        return {self.rows: stack.add(self.studio, rows, file, base="") if file else rows, self.pick: None}
-
-    def _merge(self, rows: stack.Value, name: str) -> Updates:
-        return self._at(self.studio.merge(stack.entries(rows), name=name.strip()))
-
-    def _poll(self, number: int) -> Updates:
-        job = self.studio.jobs.view(number)
-        return self._at(job) if job else {self.timer: gr.Timer(active=False)}
-
-    def _at(self, job: Job) -> Updates:
-        """The tab while the merging `job` goes on, or once it has ended."""
-        words = {"failed": note(job.error, kind="bad", hint=job.hint), "cancelled": note("Cancelled.")}
-        done = note(f"{job.files[0].name} is in the library.", kind="good") if job.files else ""
-        updates: Updates = {
-            self.job: job.number,
-            self.timer: gr.Timer(active=not job.ended),
-            self.merge: gr.update(interactive=job.ended),
-            self.merged: words.get(job.state, done or note(f"{job.stage or 'Waiting'}…")),
+    def _remove(self, file: str) -> Updates:
+        place = self.studio.library.remove(Path(file))
+        said = note(f"{Path(file).stem} is in the trash.")
+        return {
+            **self.show(""),
+            self.added: said,
+            self.thrown: str(place),
+            self.undo: gr.update(visible=True),
         }
-        return {**updates, **self._listed(str(job.files[0]))} if job.state == "done" else updates
+
+    def _bring_back(self, place: str | None) -> Updates:
+        if not place:
+            raise gr.Error("Choose an adapter of the trash.", duration=None, print_exception=False)
+        return self.show(str(self.studio.library.bring_back(Path(place)).path))
+
+    def _save(
+        self, file: str, name: str, triggers: str, weight: float | None, notes: str, parent: str
+    ) -> Updates:
+        library, path = self.studio.library, Path(file)
+        if parent != library.adapter(path).parent:
+            library.set_parent(path, library.with_hash(parent) if parent else None)
+        words = [word.strip() for word in triggers.split(",") if word.strip()]
+        library.describe(path, triggers=words, weight=weight or 0, notes=notes.strip())
+        if not library.adapter(path).run:
+            path = library.rename(path, name).path
+        return {**self.show(str(path)), self.saved: note("Saved.", kind="good")}
+
+    def _paint(self, file: str, picture: str) -> Updates:
+        self.studio.library.set_picture(Path(file), Path(picture))
+        return self.show(file)
+
+    def _measure(self, file: str) -> Updates:
+        return self.measuring.begin(self.studio.measure(Path(file)))
+
+    def _resize(self, file: str, name: str, rank: float, energy: float) -> Updates:
+        job = self.studio.resize(Path(file), name=name.strip(), rank=round(rank or 0), energy=energy / 100)
+        return self.resizing.begin(job)
+
+    def _resized(self, job: Job) -> tuple[str, Updates]:
+        return made(job), self._listed(str(job.files[0]))
 
 
-_SURE = """(list) => [confirm(`Move “${list.chosen.split(/[\\\\/]/).pop()}” to the trash folder?`)
-    ? list : {...list, chosen: ""}]"""
-
-
-def _item(adapter: Adapter) -> dict[str, object]:
-    info = adapter.info
-    return {
-        "file": str(adapter.path),
-        "name": adapter.name,
-        "family": info.family_title if info else "cannot be read",
-        "detail": f"{_ranks(info)}{', made here' if adapter.run else ''}" if info else "",
-        "triggers": list(info.triggers) if info else [],
-        "picture": file_url(adapter.picture) if adapter.picture else "",
-        "bad": (info.problem if info else adapter.error)[:160],
-    }
-
-
-def _card(adapter: Adapter) -> str:
-    info = adapter.info
-    title = f"<h2>{escape(info.title if info else adapter.name)}</h2>"
-    if info is None:
-        return title + note(adapter.error, kind="bad")
-    picture = f'<img class="cover" src="{file_url(adapter.picture)}" alt="">' if adapter.picture else ""
-    problem = note(info.problem, kind="bad") if info.problem else ""
-    unread = (
-        note(f"{len(info.unread)} of its keys are not understood, for example {info.unread[0]}.", kind="warn")
-        if info.unread
-        else ""
-    )
-    triggers = f'<p class="dim">Trigger words</p>{chips(info.triggers)}' if info.triggers else ""
-    name = escape(adapter.path.name)
-    link = f'<p><a href="{file_url(adapter.path)}" download="{name}">Download {name}</a></p>'
-    return picture + title + problem + unread + facts(_facts(adapter, info)) + triggers + link
-
-
-def _facts(adapter: Adapter, info: AdapterInfo) -> list[tuple[str, str]]:
-    modules = ", ".join(f"{count} in {_COMPONENTS.get(name, name)}" for name, count in info.modules.items())
-    rows = [
-        ("Made for", info.family_title),
-        ("Kind", " and ".join(info.kinds) or "unknown"),
-        ("Rank", _ranks(info).removeprefix("rank ")),
-        ("Alpha", _range(info.alphas)),
-        ("Layers", modules or "none"),
-        ("Size", size(info.bytes)),
-        ("Hash", info.hash),
-        ("How the base is known", info.evidence),
-    ]
-    if info.weight:
-        rows.append(("Recommended weight", f"{info.weight:g}"))
-    if adapter.run:
-        rows.append(("Made by the run", adapter.run))
-    return [(name, value) for name, value in rows if value]
-
-
-def _ranks(info: AdapterInfo) -> str:
-    return f"rank {_range(info.ranks)}" if info.ranks else ""
-
-
-def _range(spread: tuple[float, float] | None) -> str:
-    if spread is None:
-        return ""
-    low, high = spread
-    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+def _metadata(info: AdapterInfo) -> str:
+    return json.dumps(info.metadata, indent=1, ensure_ascii=False)[:200_000]

@@ -78,6 +78,15 @@ class Page:
         added = [self.tabs, generate.rows, generate.pick]
         self.runs.use.click(told(self._use), [self.runs.state, *using], added, **_QUIET)
         self.adapters.use.click(told(self._use), [self.adapters.chosen, *using], added, **_QUIET)
+        self.adapters.run.click(
+            told(self._to_run), self.adapters.chosen, [self.tabs, *self.runs.shown], **_QUIET
+        )
+        self.adapters.again.click(
+            told(self._as_made), self.adapters.chosen, [self.tabs, *everything.values()], **_QUIET
+        )
+        self.adapters.bench.take.click(
+            told(self.adapters.bench.taken), generate.rows, self.adapters.bench.rows, **_QUIET
+        )
         self.generate_door.select(told(generate.start_over), None, generate.refreshed, **_QUIET)
         self.adapters_door.select(
             told(self.adapters.show), self.adapters.chosen, self.adapters.inspector, **_QUIET
@@ -102,6 +111,14 @@ class Page:
 
     def _again(self, name: str) -> Updates:
         return {self.tabs: gr.Tabs(selected="train"), **self.train.again(name)}
+
+    def _to_run(self, file: str) -> Updates:
+        name = self.studio.library.adapter(Path(file)).run
+        return {self.tabs: gr.Tabs(selected="runs"), **self.runs.show(name)}
+
+    def _as_made(self, file: str) -> Updates:
+        recipe = self.studio.recipe(Path(file))
+        return {self.tabs: gr.Tabs(selected="train"), **self.train.form.show_config(recipe)}
 
     def _use(self, file: str, rows: dict[str, Any], model: str) -> Updates:  # Any: the widget's JSON
         return {self.tabs: gr.Tabs(selected="generate"), **self.generate.add(file, rows, model)}

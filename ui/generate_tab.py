@@ -15,7 +15,8 @@ from sdlora.service.studio import Studio
 from ui import stack
 from ui.form import Form, Verdict
 from ui.handling import told, uploads
-from ui.markup import duration, empty, file_url, note
+from ui.markup import duration, empty, file_url, note, progress
+from ui.meter import Meter
 from ui.widget import widget
 
 Updates = dict[Any, Any]  # Any: gradio's components and their updates
@@ -50,6 +51,8 @@ class GenerateTab:
         with gr.Column(elem_classes="box"):
             self.form.draw("prompt", "negative")
             self.rows = stack.draw(varies=True, elem_id="stack")
+            with gr.Column(elem_classes="for-several"):
+                Meter(self.studio, self.rows, elem_id="meter")
             self.pick = gr.Dropdown(
                 stack.choices(self.studio), value=None, label="Add an adapter", elem_id="add-adapter",
                 info="Or write <lora:name:0.8> into the prompt",
@@ -219,16 +222,11 @@ class GenerateTab:
 
 
 def _stage(job: Job, *, ahead: int) -> str:
-    percent = 100 * job.step / job.steps if job.steps else 0
     words = f"{job.stage}, step {job.step} of {job.steps}" if job.steps else f"{job.stage or 'Starting'}…"
     if job.state == "waiting" and ahead:
         words = f"Waiting for {ahead} other {'request' if ahead == 1 else 'requests'}…"
     picture = f'<img src="{escape(job.preview)}" alt="The picture so far">' if job.preview else ""
-    return (
-        f'<div class="stage">{picture}<div class="bar" role="progressbar" aria-label="Drawing"'
-        f' aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent:.0f}">'
-        f'<span style="width:{percent:.1f}%"></span></div><p class="dim">{escape(words)}</p></div>'
-    )
+    return f'<div class="stage">{picture}{progress(words, done=job.step, total=job.steps)}</div>'
 
 
 def _outcome(job: Job) -> str:

@@ -42,6 +42,25 @@ def empty(title: str, text: str) -> str:
     return f'<div class="empty"><p class="title">{escape(title)}</p><p>{escape(text)}</p></div>'
 
 
+def progress(words: str, *, done: int, total: int) -> str:
+    """A bar, and below it what is going on."""
+    percent = 100 * done / total if total else 0
+    return (
+        f'<div class="bar" role="progressbar" aria-label="{escape(words)}" aria-valuemin="0"'
+        f' aria-valuemax="100" aria-valuenow="{percent:.0f}"><span style="width:{percent:.1f}%"></span></div>'
+        f'<p class="dim">{escape(words)}</p>'
+    )
+
+
+def code(text: str, *, name: str) -> str:
+    """A text as it lies in a file, to read, copy or take along as the file `name`."""
+    link = f"data:text/plain;charset=utf-8,{quote(text)}"
+    return (
+        f'<pre class="code" tabindex="0" aria-label="{escape(name)}">{escape(text)}</pre>'
+        f'<p><a href="{link}" download="{escape(name)}">Download {escape(name)}</a></p>'
+    )
+
+
 def chips(words: Iterable[str]) -> str:
     """Words in small frames, side by side."""
     return '<span class="chips">' + "".join(f"<span>{escape(word)}</span>" for word in words) + "</span>"

@@ -11,7 +11,7 @@ from sdlora.service.progress import RunView
 from sdlora.service.studio import Studio
 from ui.chart import loss_curve
 from ui.handling import told
-from ui.markup import duration, empty, facts, file_url, note, size, when
+from ui.markup import code, duration, empty, facts, file_url, note, size, when
 from ui.widget import widget
 
 Updates = dict[Any, Any]  # Any: gradio's components and their updates
@@ -73,9 +73,7 @@ class RunsTab:
 
     def _files(self) -> None:
         with gr.Accordion("Settings of this run", open=False):
-            self.settings = gr.Code(
-                interactive=False, label="Settings", show_label=False, max_lines=30, elem_id="run-settings"
-            )
+            self.settings = gr.HTML(elem_id="run-settings")
         with gr.Accordion("Log", open=False):
             self.log = gr.Textbox(
                 lines=12, max_lines=12, interactive=False, show_label=False, label="Log", elem_id="run-log"
@@ -110,7 +108,7 @@ class RunsTab:
         if view is not None:
             updates |= self._detail_of(view)
             updates |= {
-                self.settings: self.studio.runs.config_text(name),
+                self.settings: code(self.studio.runs.config_text(name), name=f"{name}.toml"),
                 self.log: self.studio.runs.log(name),
             }
         return updates

@@ -64,6 +64,15 @@ def masked(studio: Studio, value: Value, *, row: int, mask: Path) -> Value:
     return _with(value, rows)
 
 
+def fixed(value: Value) -> Value:
+    """The same rows with nothing that varies while sampling, as a file can carry them."""
+    rows = [
+        {**row, "change": {word: text for word, text in row["change"].items() if word == "lbw"}}
+        for row in value["rows"]
+    ]
+    return {**empty(varies=False), "rows": rows}
+
+
 def balanced(value: Value, weights: Sequence[tuple[float, float | None]]) -> Value:
     """The rows that are switched on have these weights, and these in the text encoder."""
     told = iter(weights)

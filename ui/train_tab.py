@@ -14,7 +14,7 @@ from sdlora.presets import MODEL, PRESETS, STEPS, SUBJECT, Preset, preset
 from sdlora.service.studio import Studio, TrainPlan
 from ui.form import Form
 from ui.handling import told
-from ui.markup import duration, facts, failure, note, size
+from ui.markup import code, duration, facts, failure, note, size
 
 Updates = dict[Any, Any]  # Any: gradio's components and their updates
 
@@ -96,7 +96,7 @@ class TrainTab:
                 self.load = gr.UploadButton(
                     "Load settings (.toml)", file_types=[".toml"], elem_id="load-settings"
                 )
-                self.toml = gr.Code(interactive=False, show_label=False, label="Settings", max_lines=24)
+                self.toml = gr.HTML(elem_id="settings-toml")
 
     def _check(self) -> None:
         with gr.Column(elem_classes="box"):
@@ -128,7 +128,11 @@ class TrainTab:
             return {self.plan: failure(error), self.start: gr.update(interactive=False)}
         machine = self.studio.machine
         words = _told(plan, *machine.memory, device=machine.title) if plan else _NO_DATASET
-        return {self.plan: words, self.start: gr.update(interactive=bool(plan)), self.toml: to_toml(config)}
+        return {
+            self.plan: words,
+            self.start: gr.update(interactive=bool(plan)),
+            self.toml: code(to_toml(config), name="settings.toml"),
+        }
 
     def begin(self, **raw: object) -> str:
         """A run with these settings has started; its name."""

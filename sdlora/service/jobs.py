@@ -26,6 +26,7 @@ class Job:
     """
 
     number: int
+    kind: str
     title: str
     state: State = "waiting"
     stage: str = ""
@@ -58,7 +59,7 @@ class Jobs:
     def submit(self, title: str, message: Mapping[str, object]) -> Job:
         """The request waits for the worker; what it is known by."""
         with self._changed:
-            job = Job(number=next(self._numbers), title=title)
+            job = Job(number=next(self._numbers), kind=str(message["kind"]), title=title)
             self._jobs[job.number] = job
             self._waiting.append((job.number, {**message, "id": job.number}))
             for number in [n for n, old in self._jobs.items() if old.ended][:-KEPT]:

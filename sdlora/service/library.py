@@ -75,13 +75,13 @@ class Library:
         )
 
     def twins(self) -> Mapping[Path, tuple[str, ...]]:
-        """Adapter -> the names of the others with the same weights, for those that have any."""
+        """Adapter -> words for the others with the same weights, for those that have any."""
         by_hash: dict[str, list[Adapter]] = {}
         for adapter in self.adapters():
             if adapter.info is not None:
                 by_hash.setdefault(adapter.info.hash, []).append(adapter)
         several = [group for group in by_hash.values() if len(group) > 1]
-        return {a.path: tuple(b.name for b in group if b is not a) for group in several for a in group}
+        return {a.path: tuple(_told(b) for b in group if b is not a) for group in several for a in group}
 
     def lineage(self, path: Path) -> tuple[Path, ...]:
         """The adapters that `path` builds on, from the root on, then itself.
@@ -185,40 +185,28 @@ class Library:
             beside.rename(path.with_name(stem + beside.name.removeprefix(path.stem)))
         return self.adapter(target)
 
-    def describe(
-        self,
-        path: Path,
-        *,
-        triggers: Sequence[str],
-        weight: float,
-        notes: str,
-        picture: Path | None = None,
-    ) -> Adapter:
-        """A1111's side-cars beside the adapter say this; `picture` None leaves the preview as it is.
-
-        Raises AdapterError when the picture is none.
-        """
+    def describe(self, path: Path, *, triggers: Sequence[str], weight: float, notes: str) -> Adapter:
+        """A1111's side-car beside the adapter says this; a `weight` of 0 recommends none."""
         adapter = self.adapter(path)
         family = adapter.info.family if adapter.info else ""
-        image = _opened(picture) if picture else None
-        sidecar.write(
-            adapter.path,
-            triggers=triggers,
-            weight=weight,
-            description=notes,
-            family_name=family,
-            picture=image,
-        )
+        sidecar.write(adapter.path, triggers=triggers, weight=weight, description=notes, family_name=family)
+        return self.adapter(path)
+
+    def set_picture(self, path: Path, picture: Path) -> Adapter:
+        """The picture lies beside the adapter as its preview. Raises AdapterError when it is none."""
+        adapter = self.adapter(path)
+        family = adapter.info.family if adapter.info else ""
+        sidecar.write(adapter.path, family_name=family, picture=_opened(picture))
         return self.adapter(path)
 
     def set_parent(self, path: Path, parent: Path | None) -> Adapter:
         """The adapter builds on `parent`. Raises AdapterError when it would become its own ancestor."""
-        path = self.adapter(path).path
-        if parent is not None and path in self.lineage(parent):
+        adapter = self.adapter(path)
+        if parent is not None and adapter.path in self.lineage(parent):
             raise AdapterError(
-                f"{parent.stem} builds on {path.stem} already.", "Choose a parent that does not."
+                f"{parent.stem} builds on {adapter.name} already.", "Choose a parent that does not."
             )
-        chain.set_parent(path, parent)
+        chain.set_parent(adapter.path, parent)
         return self.adapter(path)
 
     def output(self, name: str) -> Path:
@@ -260,6 +248,10 @@ class Library:
                 known = (stamp, None, str(error))
             self._known[path] = known
         return known[1], known[2]
+
+
+def _told(adapter: Adapter) -> str:
+    return f"{adapter.name} of the run {adapter.run}" if adapter.run else adapter.name
 
 
 def _with_sidecars(path: Path) -> list[Path]:

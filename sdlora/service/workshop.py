@@ -81,17 +81,25 @@ def _compare(message: Message, at: At) -> Done:
     """How each pair of the stack gets along, and the weights at which nothing burns."""
     entries = [_steady(entry) for entry in _entries(message)]
     pairs = list(itertools.combinations(range(len(entries)), 2))
-    found, files = [], []
+    found: list[dict[str, object]] = []
+    files: list[Path] = []
     for number, (i, j) in enumerate(pairs):
         at(number, len(pairs))
-        told = measure.conflict(entries[i], entries[j])
-        found.append({"first": i, "second": j, **asdict(told)})
-        names = f"{entries[i].file.stem} and {entries[j].file.stem}"
-        phi = _mean(list(measure.similarities(entries[i].file, entries[j].file).values()))
+        one, two = entries[i], entries[j]
+        name = f"{one.file.stem} and {two.file.stem}"
+        found.append({"first": i, "second": j, "pictures": name, **asdict(measure.conflict(one, two))})
+        phi = _mean(list(measure.similarities(one.file, two.file).values()))
         if phi is not None:
-            files += _pictured(phi, f"similarity of {names}", folder=Path(message["pictures"]))
-    weights = [(entry.weight, entry.text_weight) for entry in measure.balanced(entries)]
-    return Done(files, {"pairs": found, "balanced": weights})
+            files += _pictured(phi, name, folder=Path(message["pictures"]))
+    balanced = measure.balanced(entries)
+    scale = next((b.weight / e.weight for b, e in zip(balanced, entries, strict=True) if e.weight), 1.0)
+    told = {
+        "names": [entry.file.stem for entry in entries],
+        "pairs": found,
+        "balanced": [(entry.weight, entry.text_weight) for entry in balanced],
+        "scale": scale,
+    }
+    return Done(files, told)
 
 
 def _measure(message: Message, at: At) -> Done:
@@ -156,7 +164,7 @@ def _mean(matrices: Sequence[Tensor]) -> Tensor | None:
 def _pictured(phi: Tensor, name: str, *, folder: Path) -> list[Path]:
     """A heatmap and its numbers."""
     cell = max(4, min(24, 320 // max(phi.shape)))
-    image = picture.heatmap(phi, title=name[:1].upper() + name[1:], cell=cell)
+    image = picture.heatmap(phi, title=name, cell=cell)
     rows = [[i, *row] for i, row in enumerate(phi.tolist(), start=1)]
     header = ["i / j", *map(str, range(1, phi.shape[1] + 1))]
     return [_saved(image, name, folder=folder), _table(rows, name, header=header, folder=folder)]

@@ -1,10 +1,17 @@
 """The library takes sound adapters, refuses the rest in words, and loses nothing."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from sdlora.adapters.lora import LoraSpec
+from sdlora.config import TrainConfig
 from sdlora.errors import AdapterError, UserError
+from sdlora.network.attach import create
+from sdlora.network.codec import save
+from sdlora.options import build, to_toml
 from sdlora.service.studio import Entry, Studio
 from tests.conftest import TinyModel
 from tests.network.test_stack import saved
@@ -76,3 +83,81 @@ def test_a_merge_needs_two_adapters_and_a_name(studio: Studio, upload: Path) -> 
         studio.merge([Entry(added.path)], name="both")
     with pytest.raises(AdapterError, match="name"):
         studio.merge([Entry(added.path), Entry(added.path)], name="")
+
+
+def test_texts_and_picture_are_side_cars_that_move_with_the_file(studio: Studio, upload: Path) -> None:
+    path = studio.library.add(upload).path
+    other = studio.library.add(saved_as(upload, "ink.v2")).path
+    Image.new("RGB", (8, 8), "red").save(upload.with_suffix(".jpg"))
+    studio.library.set_picture(path, upload.with_suffix(".jpg"))
+    studio.library.describe(path, triggers=["zwx", "ink"], weight=0.7, notes="Not below 0.5.")
+    renamed = studio.library.rename(path, "wash")
+    assert renamed.info is not None and renamed.picture is not None
+    assert (renamed.info.triggers, renamed.info.weight) == (("zwx", "ink"), 0.7)
+    assert (renamed.notes, renamed.picture.name) == ("Not below 0.5.", "wash.preview.png")
+    assert not path.exists() and other.exists()
+    cleared = studio.library.describe(renamed.path, triggers=[], weight=0, notes="")
+    assert cleared.info is not None and (cleared.info.triggers, cleared.info.weight) == ((), None)
+    with pytest.raises(AdapterError, match="exists already"):
+        studio.library.rename(renamed.path, "ink.v2")
+
+
+def test_what_is_removed_comes_back_unless_its_name_is_taken(studio: Studio, upload: Path) -> None:
+    added = studio.library.add(upload)
+    studio.library.describe(added.path, triggers=["zwx"], weight=0, notes="")
+    place = studio.library.remove(added.path)
+    assert studio.library.removed() == (("ink", place),)
+    studio.library.add(upload)
+    with pytest.raises(AdapterError, match="exists already"):
+        studio.library.bring_back(place)
+    studio.library.rename(added.path, "wash")
+    back = studio.library.bring_back(place)
+    assert back.path == added.path and back.info is not None and back.info.triggers == ("zwx",)
+    assert studio.library.removed() == ()
+
+
+def test_files_with_the_same_weights_know_of_one_another(studio: Studio, upload: Path) -> None:
+    first = studio.library.add(upload).path
+    second = studio.library.add(saved_as(upload, "copy")).path
+    assert studio.library.twins() == {first: ("copy",), second: ("ink",)}
+
+
+def test_an_adapter_builds_on_others_and_never_on_itself(
+    studio: Studio, tmp_path: Path, tiny_sd1: TinyModel
+) -> None:
+    files = [saved(tiny_sd1.family, tmp_path / f"{name}.safetensors", seed=n) for n, name in enumerate("abc")]
+    a, b, c = (studio.library.add(file).path for file in files)
+    studio.library.set_parent(b, a)
+    studio.library.set_parent(c, b)
+    assert studio.library.lineage(c) == (a, b, c) and studio.library.lineage(a) == (a,)
+    with pytest.raises(AdapterError, match="builds on a already"):
+        studio.library.set_parent(a, c)
+    studio.library.remove(b)
+    with pytest.raises(AdapterError, match="not here"):
+        studio.library.lineage(c)
+    studio.library.set_parent(c, None)
+    assert studio.library.lineage(c) == (c,)
+
+
+def test_the_settings_that_made_an_adapter_come_from_the_file_alone(
+    studio: Studio, tmp_path: Path, tiny_sd1: TinyModel, image_folder: Path
+) -> None:
+    network = create(tiny_sd1.family, LoraSpec(rank=2), seed=0)
+    config = build(TrainConfig, {"data.folder": "pictures", "loop.steps": 77})
+    written = save(
+        tmp_path / "made.safetensors",
+        network.adapters,
+        family_name="sd1",
+        metadata={"sdlora.config": to_toml(config)},
+    )
+    path = studio.library.add(written.path).path
+    studio.datasets.register(str(image_folder))
+    recipe = studio.recipe(path)
+    assert recipe.loop.steps == 77 and Path(recipe.data.folder) == image_folder.resolve()
+    with pytest.raises(AdapterError, match="does not say"):
+        studio.recipe(studio.library.add(saved(tiny_sd1.family, tmp_path / "other.safetensors")).path)
+
+
+def saved_as(file: Path, name: str) -> Path:
+    """A copy of the file under another name."""
+    return Path(shutil.copy(file, file.with_name(f"{name}.safetensors")))

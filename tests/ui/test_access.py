@@ -70,8 +70,19 @@ def audited(browser: "Browser", server: Server, scheme: str) -> dict[str, list[s
             if page.locator("#library button.card:visible").count():
                 page.locator("#library button.card").first.click()
                 page.locator("#adapter-card h2").wait_for()
+                page.locator("#merge-add input").click()
+                page.get_by_role("option").first.click()
+            unfolded(page)
             found[tab] = violations(page)
     return {tab: each for tab, each in found.items() if each}
+
+
+def unfolded(page: "Page") -> None:
+    """Everything that can be opened on the tab is open, row of a mix included."""
+    page.wait_for_timeout(300)
+    page.evaluate("document.querySelectorAll('button.label-wrap:not(.open)').forEach((each) => each.click())")
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    page.wait_for_timeout(300)
 
 
 def test_a_phone_shows_every_tab_without_sideways_scrolling(browser: "Browser", full: Server) -> None:

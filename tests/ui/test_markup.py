@@ -17,6 +17,8 @@ NASTY = "<img src=x onerror=alert(1)>\"'"
         markup.facts([(NASTY, NASTY)]),
         markup.empty(NASTY, NASTY),
         markup.chips([NASTY]),
+        markup.code(NASTY, name=NASTY),
+        markup.progress(NASTY, done=1, total=2),
     ],
 )
 def test_foreign_text_stays_text(made: str) -> None:

@@ -113,7 +113,38 @@ def test_3_two_adapters_are_mixed_and_the_picture_restores_the_form(
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_4_an_error_is_told_in_words(page: "Page", server: Server, tmp_path: Path) -> None:
+def test_4_a_mix_is_balanced_merged_and_described(page: "Page", server: Server, tiny_sd1: TinyModel) -> None:
+    from playwright.sync_api import expect
+
+    saved(tiny_sd1.family, server.home / "models" / "Lora" / "spray.safetensors", seed=1)
+    open_tab(page, "Adapters")
+    for name in ("spray", "wash"):
+        page.locator("#merge-add input").click()
+        page.get_by_role("option", name=name).first.click()
+        page.get_by_label(f"Weight of {name}", exact=True).wait_for()
+    page.get_by_role("button", name="How do they get along?").click()
+    page.locator("#merge-meter").get_by_role("meter").wait_for(timeout=PATIENCE)
+    page.get_by_role("button", name="Balance the weights").click()
+    page.get_by_text("The weights are balanced").wait_for()
+    assert float(page.get_by_label("Weight of wash", exact=True).input_value()) < 1
+    page.get_by_text("Merge them into one adapter").click()
+    page.locator("#merge-name :is(input, textarea)").fill("both")
+    page.get_by_role("button", name="Merge", exact=True).click()
+    page.locator("#merged").get_by_text("both.safetensors is in the library").wait_for(timeout=PATIENCE)
+    expect(page.locator("#adapter-card h2")).to_have_text("both")
+    page.get_by_text("Name, words and picture").click()
+    page.locator("#adapter-triggers :is(input, textarea)").fill("zwx, wash")
+    page.locator("#adapter-name :is(input, textarea)").fill("spray-wash")
+    page.get_by_role("button", name="Save", exact=True).click()
+    expect(page.locator("#adapter-card .chips")).to_have_text("zwxwash")
+    page.get_by_role("button", name="Move to trash").click()
+    page.get_by_role("button", name="Undo").click()
+    page.locator("#library").get_by_text("spray-wash").wait_for()
+    files = (server.home / "models" / "Lora").glob("*.safetensors")
+    assert {path.stem for path in files} == {"spray", "spray-wash", "wash"}
+
+
+def test_5_an_error_is_told_in_words(page: "Page", server: Server, tmp_path: Path) -> None:
     (tmp_path / "evil.ckpt").write_bytes(b"x")
     open_tab(page, "Adapters")
     page.set_input_files("#add-files input[type=file]", tmp_path / "evil.ckpt")

@@ -1,11 +1,15 @@
 // value: {chosen, items: [{file, name, family, detail, triggers: [text], picture, bad}]}
 // events: select {file}
 let search = "";
+let family = "";
 
 const card = (item) => h("li", {},
   h("button", {
     type: "button", class: `card ${item.bad ? "bad" : ""}`, "aria-pressed": String(item.file === props.value.chosen),
-    onclick: () => trigger("select", { file: item.file }),
+    onclick: () => {
+      trigger("select", { file: item.file });
+      if (innerWidth < 700) document.querySelector("#adapter-card").scrollIntoView({ block: "start" });
+    },
   },
   item.picture ? h("img", { src: item.picture, alt: "", loading: "lazy" }) : h("span", { class: "letter", "aria-hidden": "true" }, item.name.slice(0, 1).toUpperCase()),
   h("span", { class: "body" },
@@ -21,9 +25,17 @@ const draw = () => {
   if (!field) {
     field = h("input", { type: "search", placeholder: "Search adapters", "aria-label": "Search adapters",
       oninput: (event) => { search = event.target.value.toLowerCase(); draw(); } });
-    show(h("div", { class: "toolbar" }, field, h("span", { class: "count", role: "status" })), h("ul", { class: "cards" }));
+    show(h("div", { class: "toolbar" }, field, h("select", { "aria-label": "Made for", onchange: (event) => { family = event.target.value; draw(); } }),
+      h("span", { class: "count", role: "status" })), h("ul", { class: "cards" }));
   }
-  const hits = value.items.filter((item) => `${item.name} ${item.family} ${item.triggers.join(" ")}`.toLowerCase().includes(search));
+  const families = [...new Set(value.items.map((item) => item.family))].sort();
+  if (!families.includes(family)) family = "";
+  const select = element.querySelector("select");
+  select.hidden = families.length < 2;
+  select.replaceChildren(...[["", "All bases"], ...families.map((name) => [name, name])].map(
+    ([name, text]) => h("option", { value: name, selected: name === family }, text)));
+  const words = (item) => `${item.name} ${item.family} ${item.detail} ${item.triggers.join(" ")}`.toLowerCase();
+  const hits = value.items.filter((item) => words(item).includes(search) && (!family || item.family === family));
   const count = `${hits.length} adapter${hits.length === 1 ? "" : "s"}`;
   element.querySelector(".count").textContent = hits.length === value.items.length ? count : `${hits.length} of ${value.items.length}`;
   element.querySelector(".cards").replaceChildren(...hits.map(card));

@@ -1,0 +1,123 @@
+"""What is shown of one adapter: its card, its line in the library, what was measured of it."""
+
+from html import escape
+from pathlib import Path
+
+from sdlora.service.jobs import Job
+from sdlora.service.library import Adapter, AdapterInfo
+from ui.markup import chips, facts, file_url, note, size
+from ui.meter import links
+
+_COMPONENTS = {
+    "unet": "the UNet",
+    "text_encoder": "the text encoder",
+    "text_encoder_2": "the second text encoder",
+}
+
+
+def item(adapter: Adapter, *, twins: tuple[str, ...]) -> dict[str, object]:
+    """The adapter's line in the library, as JSON."""
+    info = adapter.info
+    bad = info.problem if info else adapter.error
+    return {
+        "file": str(adapter.path),
+        "name": adapter.name,
+        "family": info.family_title if info else "cannot be read",
+        "detail": f"{_ranks(info)}{', made here' if adapter.run else ''}" if info else "",
+        "triggers": list(info.triggers) if info else [],
+        "picture": file_url(adapter.picture) if adapter.picture else "",
+        "bad": bad[:160] or (f"The same as {' and '.join(twins)}." if twins else ""),
+    }
+
+
+def card(
+    adapter: Adapter, *, twins: tuple[str, ...], chain: tuple[str, ...], children: tuple[str, ...]
+) -> str:
+    """All facts of one adapter. It builds on those in `chain`, and the `children` build on it."""
+    info = adapter.info
+    title = f"<h2>{escape(adapter.name)}</h2>"
+    if info is None:
+        return title + note(adapter.error, kind="bad")
+    picture = f'<img class="cover" src="{file_url(adapter.picture)}" alt="">' if adapter.picture else ""
+    notes = f'<p class="told">{escape(adapter.notes)}</p>' if adapter.notes else ""
+    triggers = f'<p class="dim">Trigger words</p>{chips(info.triggers)}' if info.triggers else ""
+    name = escape(adapter.path.name)
+    link = f'<p><a href="{file_url(adapter.path)}" download="{name}">Download {name}</a></p>'
+    rows = _facts(adapter, info)
+    if chain:
+        rows.append(("Builds on", ", ".join(chain)))
+    if children:
+        rows.append(("Built upon by", ", ".join(children)))
+    return picture + title + notes + _warnings(info, twins) + facts(rows) + triggers + link
+
+
+def measured(job: Job) -> str:
+    """What a finished measurement found."""
+    told = job.told
+    words = note(
+        f"{told['energy']:.0%} of what it does lies in {told['needed']} of its {told['rank']} directions.",
+        hint="So many ranks are enough for half of its layers.",
+    )
+    shown = "".join(
+        f'<img class="measure" src="{file_url(path)}" alt="{escape(path.stem)}">'
+        for path in job.files
+        if path.suffix == ".png"
+    )
+    return words + shown + links(job.files)
+
+
+def made(job: Job) -> str:
+    """What a finished job has made."""
+    path: Path = job.files[0]
+    if job.kind == "bake":
+        return note(
+            f"{path.name} is among the base models.", kind="good", hint="Choose it in the tab Generate."
+        )
+    ranks, kept = job.told["ranks"], job.told["kept"]
+    return note(
+        f"{path.name} is in the library.", kind="good",
+        hint=f"Rank {_range(tuple(ranks))}, {kept:.1%} of the energy kept.",
+    )  # fmt: skip
+
+
+def _warnings(info: AdapterInfo, twins: tuple[str, ...]) -> str:
+    told = note(info.problem, kind="bad") if info.problem else ""
+    if info.unread:
+        count = len(info.unread)
+        told += note(f"{count} of its keys are not understood, for example {info.unread[0]}.", kind="warn")
+    if twins:
+        told += note(
+            f"The same weights as {' and '.join(twins)}.", kind="warn", hint="One of them is enough."
+        )
+    return told
+
+
+def _facts(adapter: Adapter, info: AdapterInfo) -> list[tuple[str, str]]:
+    modules = ", ".join(f"{count} in {_COMPONENTS.get(name, name)}" for name, count in info.modules.items())
+    rows = [
+        ("Title", info.title if info.title != adapter.name else ""),
+        ("Made for", info.family_title),
+        ("Kind", " and ".join(info.kinds) or "unknown"),
+        ("Rank", _ranks(info).removeprefix("rank ")),
+        ("Alpha", _range(info.alphas)),
+        ("Layers", modules or "none"),
+        ("Size", size(info.bytes)),
+        ("Hash", info.hash),
+        ("How the base is known", info.evidence),
+    ]
+    if info.weight:
+        rows.append(("Recommended weight", f"{info.weight:g}"))
+    if adapter.run:
+        rows.append(("Made by the run", adapter.run))
+    return [(name, value) for name, value in rows if value]
+
+
+def _ranks(info: AdapterInfo) -> str:
+    return f"rank {_range(info.ranks)}" if info.ranks else ""
+
+
+def _range(spread: tuple[float, float] | None) -> str:
+    if spread is None:
+        return ""
+    low, high = spread
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

@@ -228,6 +228,7 @@ def save(
     stored = {layer: _stored(adapter, DTYPES[dtype], layer) for layer, adapter in adapters.items()}
     texts = standard(adapters, family_name, path.stem) | dict(metadata or {})
     if format == "peft":
+        stored = {layer: _flat_magnitude(tensors, layer) for layer, tensors in stored.items()}
         tensors = _peft_tensors(stored)
         texts[PEFT_KEY] = peft(adapters)
     else:
@@ -255,17 +256,32 @@ def _kohya_tensors(stored: _Stored, family_name: str) -> dict[str, Tensor]:
 
 
 def _peft_tensors(stored: _Stored) -> dict[str, Tensor]:
-    found = {suffix for tensors in stored.values() for suffix in tensors}
-    if unknown := found - {*keys.PEFT_SUFFIXES, "alpha"}:
+    suffixes = {suffix for tensors in stored.values() for suffix in tensors}
+    if unknown := suffixes - {*keys.PEFT_SUFFIXES, "alpha"}:
         raise AdapterError(
             f"PEFT's form has no place for {', '.join(sorted(unknown))}.", "Save it in kohya's form."
         )
-    return {
-        keys.peft(layer, suffix): tensor
-        for layer, tensors in stored.items()
-        for suffix, tensor in tensors.items()
-        if suffix != "alpha"
-    }
+    found = {}
+    for layer, tensors in stored.items():
+        wide = tensors["lora_down.weight"].ndim == 4
+        for suffix, tensor in tensors.items():
+            if suffix != "alpha":
+                # PEFT keeps magnitudes as [O], of convolutions as [1,O,1,1]
+                shaped = tensor.reshape(1, -1, 1, 1) if wide and suffix == "dora_scale" else tensor
+                found[keys.peft(layer, suffix)] = shaped
+    return found
+
+
+def _flat_magnitude(tensors: dict[str, Tensor], layer: Layer) -> dict[str, Tensor]:
+    magnitude = tensors.get("dora_scale")
+    if magnitude is None:
+        return tensors
+    if magnitude.numel() != magnitude.shape[0]:
+        raise AdapterError(
+            f"PEFT's form has no place for the magnitudes of {layer.path}, which are those of inputs.",
+            "Save it in kohya's form.",
+        )
+    return {**tensors, "dora_scale": magnitude.flatten()}
 
 
 def _stored(adapter: Adapter, dtype: torch.dtype, layer: Layer) -> dict[str, Tensor]:

@@ -58,8 +58,11 @@ def kohya(layer: Layer, suffix: str, *, prefix: str, sgm: bool) -> str:
 
 def peft(layer: Layer, suffix: str) -> str:
     """PEFT's key of a tensor, as diffusers writes it."""
-    path = layer.path if layer.component == "unet" else _with_text_model(layer.path, ".")
-    return f"{layer.component}.{path}.{_PEFT[suffix]}"
+    if layer.component == "unet":
+        return f"unet.{layer.path}.{_PEFT[suffix]}"
+    # transformers, which reads this part there, finds a magnitude under its whole name alone
+    ending = ".weight" if suffix == "dora_scale" else ""
+    return f"{layer.component}.{_with_text_model(layer.path, '.')}.{_PEFT[suffix]}{ending}"
 
 
 SGM_FAMILIES = ("sdxl",)

@@ -71,8 +71,9 @@ def made(job: Job) -> str:
     path: Path = job.files[0]
     if job.kind == "bake":
         return note(
-            f"{path.name} is among the base models.", kind="good", hint="Choose it in the tab Generate."
-        )
+            f"{path.name} is among the base models.", kind="good",
+            hint=" ".join(["Choose it in the tab Generate.", *job.told["rounding"]]),
+        )  # fmt: skip
     ranks, kept = job.told["ranks"], job.told["kept"]
     return note(
         f"{path.name} is in the library.", kind="good",

@@ -21,15 +21,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from sdlora.network import rounding
     from sdlora.network.bake import bake
 
     home = Home.default()
     stack = [entries.parse(text, folders=(home.adapters,)) for text in arguments.adapters]
-    reports = bake(entries.load(arguments.base, home), stack, output=arguments.output)
+    family = entries.load(arguments.base, home)
+    reports = bake(family, stack, output=arguments.output)
     for report in reports:
         layers = ", ".join(f"{count} layers of {name}" for name, count in report.layers.items())
         print(f"{report.entry.file}: {layers or 'no layers'}")
         for word in report.embeddings:
             print(f'  the word "{word}" stays in that file; a model has no place for it')
+    for text in rounding.told(family, stack):
+        print(text)
     print(arguments.output)
     return 0

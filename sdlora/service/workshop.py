@@ -18,7 +18,7 @@ from sdlora.contracts import Family
 from sdlora.files import replacing, write_atomic
 from sdlora.generation.request import entry_tag
 from sdlora.loading import load_family
-from sdlora.network import measure, picture, spectrum
+from sdlora.network import measure, picture, rounding, spectrum
 from sdlora.network.bake import bake
 from sdlora.network.change import Change
 from sdlora.network.merge import Written, merge
@@ -73,8 +73,9 @@ def _extract(message: Message, at: At) -> Done:
 def _bake(message: Message, at: At) -> Done:
     family, output = _family(message["base"], message), Path(message["output"])
     at(0, 1)  # the last moment to cancel
-    bake(family, _entries(message), output=output)
-    return Done([output])
+    entries = _entries(message)
+    bake(family, entries, output=output)
+    return Done([output], {"rounding": list(rounding.told(family, entries))})
 
 
 def _compare(message: Message, at: At) -> Done:

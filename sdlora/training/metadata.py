@@ -14,6 +14,7 @@ from sdlora.config import TrainConfig
 from sdlora.contracts import Family
 from sdlora.data.captions import with_trigger
 from sdlora.data.items import Dataset
+from sdlora.network import rounding
 
 
 def training_metadata(config: TrainConfig, family: Family, dataset: Dataset, *, step: int) -> dict[str, str]:
@@ -24,7 +25,7 @@ def training_metadata(config: TrainConfig, family: Family, dataset: Dataset, *, 
         "sdlora.version": __version__,
         "sdlora.config": options.to_toml(_without_folders(config)),
         "sdlora.base_hash": family.hash,
-        "sdlora.base_storage": config.base.storage,
+        rounding.STORAGE: config.base.storage,
         "sdlora.trigger": trigger,
         "ss_output_name": output.name,
         "ss_sd_model_name": family.source.name,

@@ -5,6 +5,7 @@ SdloraError            one sentence (what, where) and a hint (what to do)
 |   |-- ConfigError    an option is unknown, of the wrong type or out of range
 |   |-- DatasetError   images or captions cannot be used
 |   |-- ModelError     a base model is missing, damaged or of no known family
+|   |   `-- ModelAbsent  it is on the Hub, and not downloaded yet
 |   |-- AdapterError   an adapter file cannot be read, or matches nothing
 |   |-- RunError       a run folder is busy, damaged or of another configuration
 |   `-- DeviceBusy     another process of ours holds the device
@@ -42,6 +43,10 @@ class DatasetError(UserError):
 
 
 class ModelError(UserError):
+    pass
+
+
+class ModelAbsent(ModelError):
     pass
 
 

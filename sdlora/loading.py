@@ -28,7 +28,7 @@ from sdlora.base.files import (
 )
 from sdlora.base.original import OriginalFile
 from sdlora.contracts import Family
-from sdlora.errors import ModelError
+from sdlora.errors import ModelAbsent, ModelError
 from sdlora.families import FAMILIES
 from sdlora.noise import NoiseProcess, Prediction
 
@@ -123,7 +123,7 @@ def find(model: str, roots: Sequence[Path], *, otherwise: Callable[[], Path | No
     if hub.is_id(model):
         if (fetched := otherwise()) is not None:
             return fetched
-        raise ModelError(f"{model} is not on this machine yet.", "It is downloaded when it is first used.")
+        raise ModelAbsent(f"{model} is not on this machine yet.", "It is downloaded when it is first used.")
     near = get_close_matches(model, known, n=1)
     places = ", ".join(str(root) for root in roots) or "the current folder"
     raise ModelError(

@@ -8,10 +8,10 @@ from typing import Any
 import gradio as gr
 
 from sdlora.config import TrainConfig
-from sdlora.errors import SdloraError
+from sdlora.errors import ModelAbsent, SdloraError
 from sdlora.options import build, flatten, from_toml, to_toml
 from sdlora.presets import MODEL, PRESETS, STEPS, SUBJECT, Preset, preset
-from sdlora.service.studio import Studio, TrainPlan
+from sdlora.service.studio import Studio, TrainPlan, Verdict
 from ui.form import Form
 from ui.handling import told
 from ui.markup import code, duration, facts, failure, note, size
@@ -123,16 +123,22 @@ class TrainTab:
         """What the run would take, or why it cannot start."""
         try:
             config = self.form.config(raw)
-            plan = self.studio.plan(config) if raw["data.folder"] else None
+            words = self._plan(config) if raw["data.folder"] else _NO_DATASET
         except SdloraError as error:
             return {self.plan: failure(error), self.start: gr.update(interactive=False)}
-        machine = self.studio.machine
-        words = _told(plan, *machine.memory, device=machine.title) if plan else _NO_DATASET
         return {
             self.plan: words,
-            self.start: gr.update(interactive=bool(plan)),
+            self.start: gr.update(interactive=bool(raw["data.folder"])),
             self.toml: code(to_toml(config), name="settings.toml"),
         }
+
+    def _plan(self, config: TrainConfig) -> str:
+        """What the run will take, in words. Raises SdloraError when it cannot start."""
+        try:
+            plan = self.studio.plan(config)
+        except ModelAbsent as error:
+            return note(error.message, kind="warn", hint="The run downloads it first.")
+        return _told(plan, self.studio.verdict(config, plan), device=self.studio.machine.title)
 
     def begin(self, **raw: object) -> str:
         """A run with these settings has started; its name."""
@@ -163,6 +169,7 @@ class TrainTab:
         return self.form.show({path: checked[path] for path in said})
 
 
+_KINDS = {"fits": "good", "tight": "warn", "too big": "bad"}
 _NO_DATASET = note("No dataset is chosen.", hint="Choose one above, or bring pictures in the tab Datasets.")
 
 
@@ -181,7 +188,7 @@ def _step(number: int, title: str) -> str:
     return f'<h2 class="step-title"><b aria-hidden="true">{number}</b>{escape(title)}</h2>'
 
 
-def _told(plan: TrainPlan, total: int, free: int, *, device: str) -> str:
+def _told(plan: TrainPlan, verdict: Verdict | None, *, device: str) -> str:
     rows = [
         ("Steps", f"{plan.steps:,}"),
         ("Pictures", f"{plan.images:,}"),
@@ -193,19 +200,5 @@ def _told(plan: TrainPlan, total: int, free: int, *, device: str) -> str:
         ("Memory", f"about {size(plan.memory_bytes)}"),
     ]
     warnings = "".join(note(text, kind="warn") for text in plan.warnings)
-    return (
-        f'<p class="dim">{escape(device)}</p>' + facts(rows) + _fit(plan.memory_bytes, total, free) + warnings
-    )
-
-
-def _fit(needed: int, total: int, free: int) -> str:
-    if not total:
-        return ""
-    if needed > total:
-        return note(
-            f"It needs about {size(needed)}, this machine has {size(total)}.", kind="bad",
-            hint="Use a smaller batch, a lower resolution or gradient checkpointing.",
-        )  # fmt: skip
-    if needed > free:
-        return note(f"Tight: {size(free)} are free now.", kind="warn", hint="Close other programs first.")
-    return note(f"It fits: {size(free)} are free.", kind="good")
+    fits = note(verdict.text, kind=_KINDS[verdict.fit], hint=verdict.hint) if verdict else ""
+    return f'<p class="dim">{escape(device)}</p>' + facts(rows) + fits + warnings

@@ -1,7 +1,7 @@
 """`python -m benchmarks.memory [builtin] [sd1] [sdxl]`: bases of the true sizes, trained and drawn with.
 
 First each base is trained for 50 steps at batch 1 and 4 through the real loop and draws a picture of 30
-steps; then short runs measure the memory at the points of `grid.py`. Everything goes into `memory.json` in
+steps; then short runs measure the memory at the points of `grid.py`. All goes into `memory-points.json` in
 the folder given by --output, which is written anew after every point. Memory is what torch has reserved, in
 bytes; weights are random.
 """
@@ -276,7 +276,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="steps of the full-size runs")
     parser.add_argument("--brief", action="store_true", help="two points of the grid only, to try it out")
     arguments = parser.parse_args()
-    table = Table(arguments.output / "memory.json", Runtime.choose(arguments.device))
+    table = Table(arguments.output / "memory-points.json", Runtime.choose(arguments.device))
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SDLORA_HOME"] = folder
         for name in arguments.bases or SIDES:

@@ -10,15 +10,16 @@ Ctrl-C stops after the present step and saves; `sdlora resume RUN` goes on exact
 
 import argparse
 import signal
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from sdlora.commands.progress import Progress
 from sdlora.commands.written import require_place
-from sdlora.errors import ConfigError, UserError
+from sdlora.errors import ConfigError, ModelAbsent, UserError
 from sdlora.events import RunEnded
 from sdlora.files import replacing
 from sdlora.home import Home
@@ -95,6 +96,8 @@ def follow(job: "Run", *, output: Path | None, as_json: bool) -> int:
     from sdlora.training.loop import train
 
     progress = Progress(as_json=as_json)
+    if not as_json:
+        _tell_memory(job.config)
     with _stopping(job):
         ended = train(job, on_event=progress)
     if output and job.adapter.exists():
@@ -103,6 +106,19 @@ def follow(job: "Run", *, output: Path | None, as_json: bool) -> int:
     if not as_json:
         print(output if output and job.adapter.exists() else job.path)
     return _code(ended)
+
+
+def _tell_memory(config: "TrainConfig") -> None:
+    """How the run's memory goes with its device stands on standard error, and how it could need less."""
+    from sdlora.service.machine import Machine
+    from sdlora.training.estimate import gigabytes, plan_of, verdict
+
+    with suppress(ModelAbsent):  # nothing is known of it before it is downloaded
+        needed = plan_of(config).memory_bytes
+        total, free = Machine().room(config.loop.device)
+        told = verdict(config, needed, total=total, free=free) if total else None
+        words = f"{told.text} {told.hint}".rstrip() if told else f"It needs about {gigabytes(needed)}."
+        print(f"memory: {words}", file=sys.stderr)
 
 
 def _code(ended: RunEnded) -> int:

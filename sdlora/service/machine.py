@@ -45,11 +45,11 @@ class Machine:
         also = f" and {more} more" if more else ""
         return f"{first.name}, {first.total / 1e9:.0f} GB ({(first.total - first.used) / 1e9:.0f} free){also}"
 
-    @property
-    def memory(self) -> tuple[int, int]:
-        """Bytes in all and free on the device that training takes; (0, 0) where unknown."""
-        if gpus := self.gpus():
-            return gpus[0].total, gpus[0].total - gpus[0].used
+    def room(self, device: str = "auto") -> tuple[int, int]:
+        """Bytes in all and free on the device that an option names; (0, 0) where unknown."""
+        number = int(device.partition(":")[2] or 0) if device != "cpu" else 0
+        if device != "cpu" and number < len(gpus := self.gpus()):
+            return gpus[number].total, gpus[number].total - gpus[number].used
         if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
             page = os.sysconf("SC_PAGE_SIZE")
             return os.sysconf("SC_PHYS_PAGES") * page, _available() or os.sysconf("SC_AVPHYS_PAGES") * page

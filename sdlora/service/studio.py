@@ -1,11 +1,12 @@
 """What the page asks for, in one place. It starts processes and reads folders; it computes nothing itself."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from sdlora.config import TrainConfig
-from sdlora.errors import AdapterError, SdloraError
+from sdlora.errors import AdapterError, ModelAbsent, SdloraError
 from sdlora.files import within
 from sdlora.generation.png import Restored, read_parameters, read_png
 from sdlora.generation.prompt import extract_tags
@@ -24,9 +25,9 @@ from sdlora.service.models import Models
 from sdlora.service.process import Worker
 from sdlora.service.runs import Runs
 from sdlora.service.trash import Trash
-from sdlora.training.estimate import TrainPlan, plan_of
+from sdlora.training.estimate import TrainPlan, Verdict, plan_of, verdict
 
-__all__ = ["Entry", "Studio", "TrainPlan"]
+__all__ = ["Entry", "Studio", "TrainPlan", "Verdict"]
 
 
 class Studio:
@@ -55,9 +56,15 @@ class Studio:
         """What the run would take. Raises SdloraError in words when it could not start."""
         return plan_of(config)
 
+    def verdict(self, config: TrainConfig, plan: TrainPlan) -> Verdict | None:
+        """How the memory that the run needs goes with its device; None where that is not known."""
+        total, free = self.machine.room(config.loop.device)
+        return verdict(config, plan.memory_bytes, total=total, free=free) if total else None
+
     def start(self, config: TrainConfig) -> str:
         """A new run trains in a process of its own; its name. Raises SdloraError when it could not start."""
-        self.plan(config)
+        with suppress(ModelAbsent):  # the run downloads it
+            self.plan(config)
         self._make_room()
         return self.runs.start(config)
 

@@ -1,43 +1,52 @@
 """What a run will take, told before it starts: steps, passes, buckets, time and memory.
 
-Time is known when a like run was measured on this machine. Memory is then that run's; else it is estimated:
-
-    weights + adapters x (value, gradient, two moments[, average]) + activations + runtime
-
-Activations follow a rule fitted to SD 1.5 and SDXL in bf16: per sample and latent pixel 9 KB times the
-square root of the UNet's parameters in millions. Recomputing keeps about a quarter of them.
+Time is known when a like run was measured on this machine, and so is memory; else `memory` counts it.
 """
 
-import math
-import re
+import importlib.util
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
 
 import torch
 
 from sdlora import options
-from sdlora.base.files import read_header
 from sdlora.config import TrainConfig
 from sdlora.data.batches import plan_for
 from sdlora.data.folder import scan
 from sdlora.data.report import BucketRow, Report, report
-from sdlora.families import FAMILIES
 from sdlora.files import free_bytes
 from sdlora.home import Home
 from sdlora.loading import ModelInfo, describe
 from sdlora.training import measured
+from sdlora.training.memory import PROCESS, Setting, needed
+from sdlora.training.session import taught
 
-_RUNTIME = 600 << 20  # bytes of a process with torch in it
-_ACTIVATIONS = 4_500  # bytes in 8 bit per latent pixel and root of a million parameters
-_LATENT_PIXEL = 8  # pixels
 _OFTEN = 400  # passes from which pictures tend to be learned by heart
+_MARGIN = 1.05  # of memory, because what a run needs is known to some percent
+_WAYS = 3  # to need less memory, told at most
+_SIDE = 64  # pixels that a lower resolution is a multiple of
+_WORDS: Mapping[str, str] = MappingProxyType(
+    {
+        "loop.checkpointing": "gradient checkpointing",
+        "loop.batch_size": "a batch of {}",
+        "loop.accumulate": "{} times accumulated",
+        "base.storage": "base weights in {}",
+        "adapter.text_encoder": "the UNet alone",
+        "data.resolution": "{} pixels",
+    }
+)
+
+Fit = Literal["fits", "tight", "too big"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPlan:
     """`passes` is how often each picture is seen; `seconds` None when no like run was measured here.
 
-    `estimated` says that `memory_bytes` was calculated and not measured.
+    `estimated` says that `memory_bytes` was counted and not measured.
     """
 
     steps: int
@@ -50,10 +59,62 @@ class TrainPlan:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """Options that make a run need less memory, and the bytes that it needs with them."""
+
+    values: Mapping[str, object]
+    memory_bytes: int
+
+    @property
+    def title(self) -> str:
+        """The options in words: "gradient checkpointing and a batch of 1, 4 times accumulated"."""
+        told = [_WORDS[name].format(value) for name, value in self.values.items() if name in _WORDS]
+        return " and ".join(told)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How the memory of a run goes with its device, in bytes; `ways` to need less where it does not fit.
+
+    "tight" is what only fits when other programs give some back. Without any way that fits, the one is told
+    that needs least.
+    """
+
+    fit: Fit
+    needed: int
+    total: int
+    free: int
+    ways: tuple[Way, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The verdict in one sentence."""
+        needed, total, free = map(gigabytes, (self.needed, self.total, self.free))
+        if self.fit == "fits":
+            return f"It fits: it needs about {needed}, and {free} of {total} are free."
+        if self.fit == "tight":
+            return f"Tight: it needs about {needed}, and {free} of {total} are free now."
+        return f"Too big: it needs about {needed}, and the device has {total}."
+
+    @property
+    def hint(self) -> str:
+        """What to change, if that is needed."""
+        told = ", or ".join(f"{way.title} ({gigabytes(way.memory_bytes)})" for way in self.ways)
+        if any(way.memory_bytes * _MARGIN <= self.free for way in self.ways):
+            return f"What fits: {told}."
+        return f"The least that it takes: {told}." if told else ""
+
+
+def gigabytes(count: float) -> str:
+    """Bytes as "7.1 GB"."""
+    return f"{count / 1e9:.1f} GB"
+
+
 def plan_of(config: TrainConfig) -> TrainPlan:
     """What the run will take. Raises SdloraError when its dataset or base cannot be used."""
     home = Home.default()
-    info = describe(config.base.model, roots=(home.models,))
+    info = describe(config.base.model, roots=home.model_folders)
     dataset = scan(Path(config.data.folder), repeats=config.data.repeats)
     told = report(
         dataset,
@@ -69,50 +130,106 @@ def plan_of(config: TrainConfig) -> TrainPlan:
         passes=passes,
         images=told.images,
         buckets=told.buckets,
-        memory_bytes=known.memory if known else _memory(config, info, resolution),
+        memory_bytes=_with_process(known.memory, config) if known else _memory(config, info),
         estimated=known is None,
         seconds=known.seconds * config.loop.steps if known else None,
         warnings=tuple(_warnings(config, info, told, passes, home)),
     )
 
 
-def _memory(config: TrainConfig, info: ModelInfo, resolution: int) -> int:
-    """The estimate of this module's head, in bytes."""
-    shapes = [
-        (name.removesuffix(".weight"), entry["shape"])
-        for file in info.files.weights
-        for name, entry in read_header(file).items()
-        if name != "__metadata__"
+def verdict(config: TrainConfig, needed: int, *, total: int, free: int) -> Verdict:
+    """How a run that needs so many bytes goes with a device of `total`, of which `free` can be had now."""
+    if needed * _MARGIN <= free:
+        return Verdict(fit="fits", needed=needed, total=total, free=free)
+    fit: Fit = "tight" if needed * _MARGIN <= total else "too big"
+    return Verdict(fit=fit, needed=needed, total=total, free=free, ways=_ways(config, free))
+
+
+def _ways(config: TrainConfig, room: int) -> tuple[Way, ...]:
+    """Changes that make the run fit into `room` bytes: those that change least, at most three.
+
+    When none does, the one that needs least.
+    """
+    info = describe(config.base.model, roots=Home.default().model_folders)
+    tried: list[Way] = []
+    fitting: list[Way] = []
+    for values in _changes(config, info):
+        if any(way.values.items() <= values.items() for way in fitting):
+            continue  # a part of it is enough
+        changed = options.build(TrainConfig, {**options.flatten(config), **values})
+        tried.append(Way(values=values, memory_bytes=_memory(changed, info)))
+        if tried[-1].memory_bytes * _MARGIN <= room:
+            fitting.append(tried[-1])
+        if len(fitting) == _WAYS:
+            break
+    return tuple(fitting) or (min(tried, key=lambda way: way.memory_bytes),)
+
+
+def _changes(config: TrainConfig, info: ModelInfo) -> Iterator[dict[str, object]]:
+    """What a person could change to need less: first what changes the speed alone, then lesser results."""
+    loop, side = config.loop, config.data.resolution or info.native_size
+    again: dict[str, object] = {} if loop.checkpointing else {"loop.checkpointing": True}
+    batches: list[dict[str, object]] = [
+        {"loop.batch_size": size, "loop.accumulate": loop.accumulate * loop.batch_size // size}
+        for size in dict.fromkeys((loop.batch_size // 2, 1))
+        if 1 <= size < loop.batch_size
     ]
-    count = sum(math.prod(shape) for _, shape in shapes)
-    width = _bytes_a_number(config)
-    adapters = sum(_adapter_size(config, info, name, shape) for name, shape in shapes)
-    pixels = (resolution / _LATENT_PIXEL) ** 2 * config.loop.batch_size
-    activations = pixels * _ACTIVATIONS * width * math.sqrt(count / 1e6)
-    copies = 5 if config.loop.ema else 4
-    kept = activations / 4 if config.loop.checkpointing else activations
-    return int(count * width + adapters * 4 * copies + kept + _RUNTIME)
+    least: dict[str, object] = {**again, **(batches[-1] if batches else {})}
+    lesser: list[dict[str, object]] = []
+    if config.base.storage == "full":
+        lesser.append({"base.storage": "nf4"})
+    if config.adapter.unet and config.adapter.text_encoder:
+        lesser.append({"adapter.text_encoder": False})
+    smaller = max(_SIDE, side * 3 // 4 // _SIDE * _SIDE)
+    if smaller < side:
+        lesser.append({"data.resolution": smaller})
+    everything = {name: value for change in (least, *lesser) for name, value in change.items()}
+    yield from (change for change in (again, *batches, least) if change)
+    yield from lesser
+    yield from ({**least, **change} for change in lesser)
+    yield everything
 
 
-def _adapter_size(config: TrainConfig, info: ModelInfo, name: str, shape: list[int]) -> int:
-    """How many numbers an adapter of the weight `name` has; 0 where it gets none."""
-    rank = options.flatten(config).get("adapter.rank", 0)
-    if len(shape) not in (2, 4) or not isinstance(rank, int):
-        return 0
-    presets = FAMILIES.get(info.family).presets
-    wanted = (part.strip() for part in config.adapter.targets.split(","))
-    patterns = (pattern for part in wanted for pattern in presets.get(part, (f".*({part}).*",)))
-    if not any(re.fullmatch(pattern, name) for pattern in patterns):
-        return 0
-    outputs, inputs, *kernel = shape
-    return int(rank * (outputs + inputs * math.prod(kernel)))
+def _memory(config: TrainConfig, info: ModelInfo) -> int:
+    """Bytes that the run needs of its device."""
+    on_gpu = _on_gpu(config)
+    return needed(
+        info,
+        Setting(
+            adapter=taught(config),
+            objective=config.objective,
+            dtype=_dtype(config, on_gpu=on_gpu),
+            side=config.data.resolution or info.native_size,
+            batch=config.loop.batch_size,
+            clip_skip=config.base.clip_skip,
+            storage=config.base.storage,
+            offload=config.loop.offload and on_gpu,
+            fused=on_gpu and importlib.util.find_spec("triton") is not None,
+            checkpointing=config.loop.checkpointing,
+            averaged=config.loop.ema > 0,
+            previews=config.preview.every >= 0,
+        ),
+        on_gpu=on_gpu,
+    )
 
 
-def _bytes_a_number(config: TrainConfig) -> int:
-    """Of the base, without starting CUDA in this process."""
-    if config.loop.precision != "auto":
-        return 4 if config.loop.precision == "fp32" else 2
-    return 2 if config.loop.device != "cpu" and torch.cuda.device_count() else 4
+def _with_process(memory: int, config: TrainConfig) -> int:
+    """Bytes that torch had of a GPU, with what CUDA takes for itself; on a CPU all is measured."""
+    return memory + (int(PROCESS) if _on_gpu(config) else 0)
+
+
+def _on_gpu(config: TrainConfig) -> bool:
+    """Whether the run is for a GPU, found without starting CUDA in this process."""
+    if config.loop.device == "auto":
+        return torch.cuda.device_count() > 0 or torch.backends.mps.is_available()
+    return config.loop.device != "cpu"
+
+
+def _dtype(config: TrainConfig, *, on_gpu: bool) -> torch.dtype:
+    """The number format of the base; `auto` is one of 16 bits on a CUDA device."""
+    if config.loop.precision == "auto":
+        return torch.bfloat16 if on_gpu and torch.cuda.device_count() else torch.float32
+    return torch.float32 if config.loop.precision == "fp32" else torch.bfloat16
 
 
 def _warnings(config: TrainConfig, info: ModelInfo, told: Report, passes: float, home: Home) -> list[str]:

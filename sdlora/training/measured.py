@@ -41,7 +41,7 @@ def remember(
 
 def _key(config: TrainConfig, model: str, resolution: int) -> str:
     """All that a step's time depends on; the number of cards stands for the machine's hardware."""
-    loop, adapter = config.loop, config.adapter
+    loop, adapter = config.loop, config.adapter  # the whole adapter: its rank decides the memory
     parts = (
         model,
         resolution,
@@ -50,8 +50,8 @@ def _key(config: TrainConfig, model: str, resolution: int) -> str:
         loop.precision,
         f"stored {config.base.storage}",
         f"recomputed {loop.checkpointing} fetched {loop.offload}",
-        f"{adapter.kind} {adapter.targets}",
-        f"unet {adapter.unet} text {adapter.text_encoder}",
+        f"captured {loop.capture} compiled {loop.compile} repeated {loop.deterministic}",
+        str(adapter),
     )
     return ", ".join(map(str, parts))
 

@@ -65,7 +65,7 @@ class Session:
         for text in _problems(dataset):
             tell(Notice(text=text))
         _pack(family, config)
-        network = create(family, _taught(config), seed=config.loop.seed).to(family.device)
+        network = create(family, taught(config), seed=config.loop.seed).to(family.device)
         train_step = TrainStep(family, network, config)
         if last is not None:
             train_step.restore(last.state())
@@ -128,7 +128,7 @@ class Session:
         checkpoint.prune(self.run, keep=self.config.loop.keep)
 
 
-def _taught(config: TrainConfig) -> Any:  # Any: the option tree of the adapter's kind
+def taught(config: TrainConfig) -> Any:  # Any: the option tree of the adapter's kind
     """The adapter's options, without the parts whose learning rate is zero."""
     adapter, rates = config.adapter, config.optimizer
     return replace(
@@ -140,8 +140,8 @@ def _pack(family: Family, config: TrainConfig) -> None:
     """The UNet, and every other network that is taught, keeps its weights as the options say."""
     if config.base.storage == "full":
         return
-    taught = _taught(config)
-    layers = targets.resolve(family, taught, KINDS.get(taught.kind).layer_types)
+    spec = taught(config)
+    layers = targets.resolve(family, spec, KINDS.get(spec.kind).layer_types)
     for name in {"unet", *(layer.component for layer in layers)}:
         store(family.networks[name], config.base.storage, device=family.device)
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from sdlora.base.files import ModelFiles
 from sdlora.base.networks import filled, hollow, placed
+from sdlora.base.strips import in_strips
 from sdlora.contracts import LatentFormat
 from sdlora.errors import ModelError
 from sdlora.runtime import release
@@ -46,7 +47,8 @@ class Autoencoder:
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels [B,3,H,W] in [-1,1] -> latents [B,C,h,w], fp32. Raises ModelError when not finite."""
         vae = self.vae
-        moments = vae.encoder(pixels.to(vae.encoder.conv_in.weight))
+        with in_strips(vae.encoder):
+            moments = vae.encoder(pixels.to(vae.encoder.conv_in.weight))
         if vae.quant_conv is not None:
             moments = vae.quant_conv(moments)
         mean: Tensor = moments.chunk(2, dim=1)[0]
@@ -89,7 +91,7 @@ class Autoencoder:
     def _decoded_as(self, latents: Tensor, *, tiled: bool) -> Tensor:
         decode = self.vae.tiled_decode if tiled else self.vae._decode
         half = self.dtype != torch.float32
-        with torch.autocast(latents.device.type, self.dtype, enabled=half):
+        with torch.autocast(latents.device.type, self.dtype, enabled=half), in_strips(self.vae.decoder):
             return torch.cat([decode(one).sample.float() for one in torch.split(latents, 1)])
 
 

@@ -140,19 +140,17 @@ def steps(base: Base, files: list[Path], size: dict, *, repeats: int) -> dict[st
 
 def switching(base: Base, files: list[Path], *, repeats: int) -> dict[str, float]:
     """From one adapter in memory to another, to another weight, and reading one from disk."""
-    found = {}
-    for place, name in {"cpu": "pinned memory", str(base.device): "the device"}.items():
-        patch, turn = Patch(base, cache=AdapterCache(base, device=place)), itertools.count()
+    patch, turn = Patch(base), itertools.count()
 
-        def switch(patch=patch, turn=turn) -> None:
-            patch.apply([Entry(files[next(turn) % 2])])
+    def switch() -> None:
+        patch.apply([Entry(files[next(turn) % 2])])
 
-        def stack(patch=patch, turn=turn) -> None:
-            patch.apply([Entry(file, 0.1 * (1 + next(turn) % 5)) for file in files[:3]])
+    def stack() -> None:
+        patch.apply([Entry(file, 0.1 * (1 + next(turn) % 5)) for file in files[:3]])
 
-        found[f"switch, kept in {name}"] = median(switch, base.device, repeats=2 * repeats)
-        found[f"new weights of three, kept in {name}"] = median(stack, base.device, repeats=repeats)
-        found[f"taken off, kept in {name}"] = median(patch.restore, base.device, repeats=1, warm=0)
+    found = {"switch": median(switch, base.device, repeats=2 * repeats)}
+    found["new weights of three"] = median(stack, base.device, repeats=repeats)
+    found["taken off"] = median(patch.restore, base.device, repeats=1, warm=0)
     found["load"] = median(lambda: AdapterFile.open(files[0]).resolve(base), base.device, repeats=5)
     found["load and keep"] = median(lambda: AdapterCache(base).resolve(files[0]), base.device, repeats=5)
     found["bytes"] = files[0].stat().st_size

@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sdlora.network.bake import bake
 
     home = Home.default()
-    stack = [entries.parse(text, folders=(home.adapters,)) for text in arguments.adapters]
+    stack = [entries.parse(text, folders=home.adapter_folders) for text in arguments.adapters]
     family = entries.load(arguments.base, home)
     reports = bake(family, stack, output=arguments.output)
     for report in reports:

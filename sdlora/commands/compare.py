@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from sdlora.network.measure import balanced, conflict
 
-    folders = (Home.default().adapters,)
+    folders = Home.default().adapter_folders
     pair = [entries.parse(text, folders=folders) for text in (arguments.first, arguments.second)]
     found = conflict(*pair)
     print(f"cosine {found.cosine:+.3f}  energy {found.energy:.3f}  overlap {found.overlap:.3f}")

@@ -18,6 +18,8 @@ What varies follows the weights; the prompt takes the same words (masks apart): 
 
 import argparse
 import json
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from sdlora.generation.request import GenerateRequest
+    from sdlora.network.codec import Resolved
+    from sdlora.network.stack import Entry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from sdlora.generation import png, sampler
     from sdlora.loading import load_family
+    from sdlora.network.stack import Patch
     from sdlora.residence import settle_in
     from sdlora.runtime import Runtime, lease, memory_told
 
@@ -69,17 +74,33 @@ def run(arguments: argparse.Namespace) -> int:
             request.base, device=machine.device, dtype=machine.dtype, roots=roots, waiting=True
         )
         settle_in(family, machine.free_bytes())
+        patch = Patch(family)
+        for entry in request.stack:
+            for line in _applied(entry, patch.cache.resolve(entry.file)):
+                teller.say(line)
 
         def on_step(step: int, steps: int, preview: "Image") -> None:
             teller.move(f"step {step} of {steps}", last=step == steps)
 
-        pictures = sampler.generate(family, request, on_step=on_step)
+        pictures = sampler.generate(family, request, on_step=on_step, patch=patch)
     for index, picture in enumerate(pictures):
         path = _numbered(arguments.output, index, len(pictures))
         own = png.picture_request(request, index)
         png.save_png(path, picture, own, model_hash=family.hash)
         print(json.dumps({"file": str(path), "seed": own.seed}) if arguments.json else path)
     return 0
+
+
+def _applied(entry: "Entry", resolved: "Resolved") -> Iterator[str]:
+    """What an adapter changes, teaches, and holds without use."""
+    name = entry.file.name
+    layers = Counter(layer.component for layer in resolved.adapters)
+    words = [f'the word "{word}"' for word in resolved.embeddings]
+    changes = ", ".join([*(f"{count} layers of {part}" for part, count in layers.items()), *words])
+    yield f"{name}: {changes}"
+    if left := resolved.unmatched:
+        count = len(left) + len(resolved.matched)
+        yield f"{name}: {len(left)} of its {count} keys name nothing in the base, such as {left[0][:100]}"
 
 
 def _add_request(parser: argparse.ArgumentParser) -> None:

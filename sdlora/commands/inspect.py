@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from sdlora.network.info import inspect
 
-    info = inspect(entries.find(arguments.file, (Home.default().adapters,)))
+    info = inspect(entries.find(arguments.file, Home.default().adapter_folders))
     print(
         json.dumps(dataclasses.asdict(info), default=str, ensure_ascii=False)
         if arguments.json

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     require_place(arguments.output, ".safetensors")
     written = resize(
-        entries.find(arguments.file, (Home.default().adapters,)),
+        entries.find(arguments.file, Home.default().adapter_folders),
         output=arguments.output,
         rank=arguments.rank,
         energy=arguments.energy,

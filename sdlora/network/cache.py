@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from sdlora.contracts import Family, Layer
@@ -22,15 +21,13 @@ class Kept(Resolved):
 
 
 class AdapterCache:
-    """Files resolved for one base, up to `limit` bytes on `device`; a changed file is read anew.
+    """Files resolved for one base, up to `limit` bytes of main memory; a changed file is read anew.
 
-    On the base's own device a switch copies nothing; in main memory, pinned where the base is on CUDA, it is
-    one fast copy and the device stays free.
+    For a base on CUDA the memory is pinned: a switch is one fast copy, and the device stays free.
     """
 
-    def __init__(self, family: Family, *, limit: int = 2 << 30, device: torch.device | str = "cpu") -> None:
+    def __init__(self, family: Family, *, limit: int = 2 << 30) -> None:
         self.limit = limit
-        self._device = torch.device(device)
         self._family = family
         self._held: OrderedDict[tuple[Path, int, int], tuple[Kept, int]] = OrderedDict()
 
@@ -52,8 +49,6 @@ class AdapterCache:
         if key not in self._held:
             resolved = AdapterFile.open(path).resolve(self._family)
             rows = bundled(resolved.adapters, self._placed)
-            for adapter in resolved.adapters.values():
-                adapter.to(self._device)
             kept = Kept(**vars(resolved), rows=rows)
             self._held[key] = kept, _bytes(kept)
         self._held.move_to_end(key)
@@ -62,8 +57,7 @@ class AdapterCache:
         return self._held[key][0]
 
     def _placed(self, tensor: Tensor) -> Tensor:
-        tensor = tensor.to(self._device)
-        if tensor.device.type == "cpu" and self._family.device.type == "cuda":
+        if self._family.device.type == "cuda":
             try:
                 return tensor.pin_memory()
             except RuntimeError:  # some systems allow little of it; the copy is slower then

@@ -107,8 +107,9 @@ def _grey(path: Path, height: int, width: int) -> Tensor:
             grey = image.convert("L").tobytes()
             size = image.height, image.width
     except (OSError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise AdapterError(
-            f"The mask {path} cannot be read: {error}.", "Use a PNG in black and white."
+            f"The mask {path} cannot be read: {reason}.", "Use a PNG in black and white."
         ) from None
     pixels = torch.frombuffer(bytearray(grey), dtype=torch.uint8).reshape(1, 1, *size).float() / 255
     return F.interpolate(pixels, (height, width), mode="area")[0, 0]

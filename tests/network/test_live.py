@@ -177,6 +177,11 @@ def test_any_number_of_adapters_costs_the_kernels_of_one(files: list[Path], tiny
         return counter.count
 
     assert kernels(1) == kernels(3) == kernels(8)
+    with stacked(family, [Entry(files[0], 0.1)] * 8), Counter() as constant:
+        answer(family)
+    with Counter() as none:
+        answer(family)
+    assert constant.count == none.count
 
 
 class Counter(torch.utils._python_dispatch.TorchDispatchMode):

@@ -22,8 +22,9 @@ def draw(studio: Studio) -> None:
             gr.HTML(f"<h2>This machine</h2>{facts(_machine(studio))}<h2>Privacy</h2>{_PRIVACY}")
 
 
-_PRIVACY = """<p>Nothing leaves this machine: no telemetry, no fonts or scripts from elsewhere, no history
-in the browser. Models and adapters are read from safetensors files only, which cannot run programs.</p>"""
+_PRIVACY = """<p>Nothing leaves this machine: no telemetry, no fonts or scripts from elsewhere. What you have
+filled in and not sent is kept by your browser, for when the page is reloaded. Models and adapters are read
+from safetensors files only, which cannot run programs.</p>"""
 
 
 def _folders(studio: Studio) -> str:

@@ -15,24 +15,18 @@ import gradio as gr
 from sdlora.errors import SdloraError
 from sdlora.home import ELSEWHERE, Home, name_elsewhere
 from sdlora.service.studio import Studio
-from ui import about_tab, guard
+from ui import about_tab, draft, guard
 from ui.adapters_tab import AdaptersTab
 from ui.datasets_tab import DatasetsTab
 from ui.generate_tab import GenerateTab
 from ui.handling import told
 from ui.runs_tab import RunsTab
-from ui.theme import ICON, css, theme
+from ui.theme import ICON, css, scripts, theme
 from ui.train_tab import TrainTab
 
 Updates = dict[Any, Any]  # Any: gradio's components and their updates
 
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # Any: gradio's arguments
-_KEYS = """<script>
-document.addEventListener("keydown", (event) => {
-  const button = document.querySelector("#generate-go");
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && button?.offsetParent) button.click();
-});
-</script>"""
 
 
 class Page:
@@ -60,7 +54,11 @@ class Page:
         train, generate = self.train, self.generate
         everything = train.form.components
         shown = [*self.datasets.shown, *everything.values(), *generate.refreshed, *self.runs.shown]
-        blocks.load(told(self._open), [self.datasets.base, *train.recipe], [self.tabs, *shown], **_QUIET)
+        kept = draft.keep({"train": everything, "generate": generate.draft})
+        blocks.load(
+            told(self._open), [self.datasets.base, *train.recipe, kept],
+            list(dict.fromkeys([self.tabs, *shown, *generate.draft.values()])), **_QUIET,
+        )  # fmt: skip
         self.datasets.train.click(
             told(self._to_train), self.datasets.chosen, [self.tabs, *everything.values()], **_QUIET
         )
@@ -92,14 +90,19 @@ class Page:
             told(self.adapters.show), self.adapters.chosen, self.adapters.inspector, **_QUIET
         )
 
-    def _open(self, base: str, name: str, subject: str, model: str, request: gr.Request) -> Updates:
+    def _open(
+        self, base: str, name: str, subject: str, model: str, kept: object, request: gr.Request
+    ) -> Updates:
         """What a fresh or reloaded page shows; `/?tab=runs` opens a tab."""
         wanted = request.query_params.get("tab", "")
+        drafts = draft.parts(kept)
         return {
             **({self.tabs: gr.Tabs(selected=wanted)} if wanted else {}),
             **self.datasets.refresh(None, base),
             **self.train.choose(name, subject, model),
+            **(self.train.resume(drafts["train"]) if drafts else {}),
             **self.generate.start_over(),
+            **(self.generate.resume(drafts["generate"]) if drafts else {}),
             **self.runs.show(""),
         }
 
@@ -169,7 +172,7 @@ def serve(arguments: argparse.Namespace) -> int:
             allowed_paths=[str(folder) for folder in studio.readable()],
             theme=theme(),
             css=css(),
-            head=_KEYS,
+            head=scripts(),
             favicon_path=ICON,
             app_kwargs={"middleware": guard.middleware(host=host, has_password=auth is not None)},
         )

@@ -97,6 +97,12 @@ class Form(Generic[Tree]):
             _verdict(self.leaves[key], raw[key]) if key in applying else _VALID for key in self.components
         ]
 
+    def sound(self, raw: Mapping[str, object]) -> dict[str, object]:
+        """The part of what a browser has kept (key -> value) that the components may still hold."""
+        held = {key: raw[key] for key in self.components if key in raw}
+        verdicts = zip(self.components, self.check(**held), strict=True)
+        return {key: held[key] for key, verdict in verdicts if key in held and verdict["is_valid"]}
+
     def show(self, values: Mapping[str, object]) -> dict[Component, Any]:  # Any: gradio's updates
         """What each component must be told in order to show `values` (dotted path -> value)."""
         kinds = {**self._defaults, **{p: v for p, v in values.items() if p.endswith(".kind")}}

@@ -1,6 +1,7 @@
 """Generate: a prompt, a mix of adapters, and pictures that say how they were made."""
 
 import random
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,21 @@ class GenerateTab:
             self.form.components["base"]: gr.update(choices=list(self.studio.models.names())),
             self.history: self._earlier(),
             **(self._at(job) if job else {}),
+        }
+
+    @property
+    def draft(self) -> dict[str, Any]:  # Any: gradio's components
+        """Everything that a person fills in, by name."""
+        return {**self.form.components, "rows": self.rows, "fresh": self.fresh}
+
+    def resume(self, kept: Mapping[str, Any]) -> Updates:  # Any: whatever a browser has kept
+        """The request that was filled in and not sent."""
+        held = self.form.sound(kept)
+        base = str(held.get("base", "builtin"))
+        return {
+            **{self.form.components[key]: gr.update(value=value) for key, value in held.items()},
+            self.rows: stack.resumed(self.studio, kept.get("rows"), base=base),
+            self.fresh: kept.get("fresh") is not False,
         }
 
     def add(self, file: str | None, rows: stack.Value, model: str) -> Updates:

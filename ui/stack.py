@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdlora.errors import SdloraError
 from sdlora.generation.request import entry_tag, weights_told
 from sdlora.service import mix
 from sdlora.service.studio import Entry, Studio
@@ -42,6 +43,20 @@ def add(studio: Studio, value: Value, file: str, *, base: str) -> Value:
 def show(studio: Studio, value: Value, entries: Iterable[Entry], *, base: str) -> Value:
     """The stack that shows `entries`."""
     return _with(value, _rows(studio, entries, base=base))
+
+
+def resumed(studio: Studio, kept: object, *, base: str) -> Value:
+    """The stack that a browser has kept, without the rows whose adapters are gone."""
+    value = empty(varies=True)
+    for row in kept.get("rows", []) if isinstance(kept, dict) else []:
+        try:
+            told = entry_tag(row, name="file")
+            file = studio.library.adapter(Path(told.name)).path
+            shown = _row(studio, told.entry(file), base=base)
+        except (SdloraError, OSError):
+            continue
+        value["rows"].append({**shown, "on": row.get("on") is not False})
+    return value
 
 
 def noted(studio: Studio, value: Value, *, base: str) -> Value:

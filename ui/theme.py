@@ -27,6 +27,13 @@ def css() -> str:
     return (ASSETS / "page.css").read_text(encoding="utf-8")
 
 
+@cache
+def scripts() -> str:
+    """The scripts of the whole page, as they stand in its head."""
+    texts = ((ASSETS / name).read_text(encoding="utf-8") for name in ("keys.js", "folders.js"))
+    return "".join(f"<script>\n{text}</script>\n" for text in texts)
+
+
 # Gradio's names of what differs from Soft; `*` names one of its own colours.
 _VALUES: dict[str, Any] = {  # Any: gradio's keyword arguments
     "body_background_fill": "*neutral_50",

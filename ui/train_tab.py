@@ -158,14 +158,23 @@ class TrainTab:
         """The settings of the run called `name`."""
         return self.form.show_config(self.studio.runs.config(name))
 
+    def resume(self, kept: Mapping[str, Any]) -> Updates:  # Any: whatever a browser has kept
+        """The form that was filled in and not sent."""
+        held = self.form.sound(kept)
+        return {self.form.components[key]: gr.update(value=value) for key, value in held.items()}
+
     def choose(self, name: str, subject: str, model: str) -> Updates:
         """The recipe called `name`, for what is taught to which base."""
         return self.form.show(preset(name, subject=subject, model=model))
 
     def _load(self, file: str) -> Updates:
         """What the file says is shown; what it does not say stays as it is."""
-        said = from_toml(Path(file).read_text(encoding="utf-8", errors="replace"), Path(file).name)
-        checked = flatten(build(TrainConfig, said))
+        name = Path(file).name
+        said = from_toml(Path(file).read_text(encoding="utf-8", errors="replace"), name)
+        try:
+            checked = flatten(build(TrainConfig, said))
+        except SdloraError as error:
+            raise SdloraError(f"{name}: {error.message}", error.hint) from error
         return self.form.show({path: checked[path] for path in said})
 
 

@@ -1,5 +1,6 @@
 """The whole way through the product, by a person with a browser: bring, caption, train, mix, restore."""
 
+import base64
 import os
 import re
 from pathlib import Path
@@ -17,6 +18,20 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 PATIENCE = 90_000  # milliseconds; two busy cores train and draw meanwhile
 NASTY = "${document.title='owned'} {{value}} <img src=x onerror=\"document.title='owned'\"> \\u0041`"
+
+# A folder as a browser hands it over; only a person can drop a real one.
+DROP = """(contents) => {
+    const file = ([name, text]) => ({name, isFile: true, isDirectory: false, file: (done) => done(
+        new File([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))], name))});
+    const folder = (name, entries) => ({name, isFile: false, isDirectory: true, createReader: () => {
+        const left = [entries, []];
+        return {readEntries: (done) => done(left.shift())};
+    }});
+    const event = new Event("drop", {bubbles: true, cancelable: true});
+    const dropped = folder("my pictures", [folder("10_zibbo", contents.map(file))]);
+    Object.defineProperty(event, "dataTransfer", {value: {items: [{webkitGetAsEntry: () => dropped}]}});
+    document.querySelector("#upload button").dispatchEvent(event);
+}"""
 
 
 def field(page: "Page", path: str) -> str:
@@ -40,6 +55,23 @@ def test_1_pictures_are_brought_and_captions_written(
     page.locator(".picture").nth(5).wait_for()
     assert page.get_by_label("Caption of 0-red.png").input_value() == NASTY
     assert "owned" not in page.title()
+
+
+def test_1_a_dropped_folder_keeps_its_sub_folders(page: "Page", server: Server, image_folder: Path) -> None:
+    page.locator("#new-dataset :is(input, textarea)").fill("folder")
+    page.get_by_role("button", name="Create", exact=True).click()
+    page.get_by_text("folder is there").wait_for()
+    pictures = sorted(image_folder.glob("*.png"))[:2]
+    contents = [[path.name, base64.b64encode(path.read_bytes()).decode()] for path in pictures]
+    page.evaluate(DROP, contents)
+    page.locator(".picture").nth(1).wait_for()
+    kept = {
+        path.relative_to(server.home / "datasets/folder") for path in server.home.glob("datasets/folder/*/*")
+    }
+    assert kept == {Path("10_zibbo") / path.name for path in pictures}
+    assert [(server.home / "datasets/folder/10_zibbo" / p.name).read_bytes() for p in pictures] == [
+        path.read_bytes() for path in pictures
+    ]
 
 
 def test_2_the_base_is_trained_and_the_run_outlives_page_and_server(
@@ -94,7 +126,10 @@ def test_3_two_adapters_are_mixed_and_the_picture_restores_the_form(
     page.locator("#results img").wait_for(timeout=PATIENCE)
     (picture,) = (server.home / "outputs").rglob("*.png")
     visit(page, server, "?tab=generate")
-    assert page.locator(field(page, "prompt")).input_value() == ""
+    draft = page.locator(field(page, "prompt")).input_value()
+    assert draft == "a red cat <lora:ink:0.8:0.6>"  # a reload loses nothing
+    page.locator(field(page, "prompt")).fill("")
+    page.get_by_role("button", name="Remove wash").click()
     page.set_input_files("#restore input[type=file]", picture)
     page.get_by_text("the seed included").wait_for()
     assert page.locator(field(page, "prompt")).input_value() == "a red cat"

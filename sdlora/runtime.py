@@ -103,7 +103,7 @@ def release(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def kernels(*, deterministic: bool, threads: int = 0) -> Iterator[None]:
-    """Inside, kernels give the same bits every time (or, if not `deterministic`, are the fastest measured).
+    """Inside, kernels give the same bits every time (or, if not `deterministic`, are the fastest known).
 
     `threads` fixes how many CPU threads share a sum, since the order of a sum decides its last bits; 0 leaves
     them. cuBLAS reads its part of this when it starts, so enter before the first CUDA work of the process.
@@ -120,7 +120,8 @@ def kernels(*, deterministic: bool, threads: int = 0) -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic)
         # filling fresh memory with NaN is a tool for finding bugs and costs a kernel each time
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # as above
-        torch.backends.cudnn.benchmark = not deterministic
+        # trying every kernel takes half a minute and, at 1024 pixels, all the memory of the card
+        torch.backends.cudnn.benchmark = False
         torch.set_num_threads(threads or before[3])
         yield
     finally:

@@ -12,7 +12,8 @@ unpacked weight, to the bit.
 Shapes: O I features, k kernel, N numbers, n blocks, m groups of blocks, B batch, h w places.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from statistics import NormalDist
 from typing import Any, NamedTuple, cast
 
@@ -105,6 +106,21 @@ def store(network: nn.Module, storage: str, *, device: torch.device) -> None:
         kind = {nn.Linear: StoredLinear, nn.Conv2d: StoredConv2d}.get(type(layer))
         if kind is not None and layer.get_parameter("weight").numel() >= SMALLEST:
             setattr(parent, name, kind(layer, PACKINGS[storage], device))
+
+
+@contextmanager
+def unpacked_twice(network: nn.Module) -> Iterator[None]:
+    """Inside, a compiler that meets stored layers of `network` unpacks again for the backward pass.
+
+    It would else see the same work twice, do it once, and keep every unpacked weight meanwhile.
+    """
+    if not any(isinstance(layer, Stored) for layer in network.modules()):
+        yield
+        return
+    import torch._functorch.config  # here, because it is of use to compilers only
+
+    with torch._functorch.config.patch(cse=False):
+        yield
 
 
 class _LinearProduct(torch.autograd.Function):

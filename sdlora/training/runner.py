@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from sdlora import runtime
+from sdlora.base.stored import unpacked_twice
 from sdlora.contracts import Step
 from sdlora.events import Notice
 from sdlora.network.attach import attached
@@ -113,6 +114,7 @@ class Runner:
         self.session.train_step.forget()
         runtime.release(self.machine.device)
         if self._compiling:
+            self._changes.enter_context(unpacked_twice(unet))
             self._changes.enter_context(compiled(unet))
         elif self._fusing:
             self._changes.enter_context(fused(unet))

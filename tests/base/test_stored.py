@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sdlora.base.stored import PACKINGS, StoredConv2d, StoredLinear, nf4_levels, store
+from sdlora.base.stored import PACKINGS, StoredConv2d, StoredLinear, nf4_levels, store, unpacked_twice
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -126,7 +126,21 @@ def test_small_layers_and_other_layers_stay() -> None:
     assert [type(layer) for layer in network] == [nn.Linear, nn.LayerNorm, nn.Embedding, StoredLinear]
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch 2.13's own
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler against torch
+def test_compiled_layers_keep_no_unpacked_weight() -> None:
+    network = nn.Sequential(frozen(nn.Linear(256, 512)), nn.GELU(), frozen(nn.Linear(512, 256)))
+    store(network, "fp8", device=CPU)
+    kept: list[Tensor] = []
+    keeping = torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor) or tensor, lambda t: t
+    )
+    with unpacked_twice(network), keeping:
+        compiled = torch.compile(network, backend="aot_eager_decomp_partition")
+        compiled(torch.randn(3, 256, requires_grad=True))
+    assert {tensor.shape[0] for tensor in kept if tensor.is_floating_point()} == {3}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler against torch
 @pytest.mark.parametrize("storage", ["fp8", "nf4"])
 def test_a_compiler_sees_through_stored_layers(storage: str) -> None:
     torch.manual_seed(0)

@@ -4,10 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import nn
 
 from sdlora.events import Notice, StepDone
-from sdlora.training.loop import train
+from sdlora.loading import load_family
+from sdlora.runtime import Runtime
+from sdlora.training.loop import Loop, train
 from sdlora.training.run import Run
+from sdlora.training.session import Session
 from tests.training.conftest import MakeRun
 
 pytestmark = [
@@ -81,3 +85,32 @@ def test_a_run_that_does_not_fit_goes_on_with_less(make_run: MakeRun, whole_card
     assert train(run).outcome == "finished"
     assert notices(run) and all("memory did not suffice" in text for text in notices(run))
     assert len([event for event in run.events()[0] if isinstance(event, StepDone)]) == 3
+
+
+def test_while_steps_are_done_only_the_unet_is_on_the_card(make_run: MakeRun) -> None:
+    run = make_run(
+        **SHARED,
+        data__captions__shuffle=False,
+        adapter__text_encoder=False,
+        adapter__targets="attn2.to_q",
+        preview__every=2,
+        preview__prompts=("a cat",),
+    )
+    machine = Runtime.choose("cuda", "bf16")
+    family = load_family(run.config.base.model, device=machine.device, dtype=machine.dtype, waiting=True)
+    places: list[dict[str, str]] = []
+
+    def look(event: object) -> None:
+        if isinstance(event, StepDone):
+            places.append({name: place(network) for name, network in family.networks.items()})
+
+    with run.locked():
+        session = Session.begin(run, machine, family=family, last=None, tell=look)
+        Loop(session, machine).go()
+    assert len(places) == 6
+    assert all(at == {"unet": "cuda", "text_encoder": "cpu", "vae": "cpu"} for at in places)
+
+
+def place(network: nn.Module) -> str:
+    (found,) = {tensor.device.type for tensor in network.parameters()}
+    return found

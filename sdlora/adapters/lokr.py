@@ -110,7 +110,7 @@ class Lokr(Adapter):
         else:
             a, b = held["lokr_w2_a"], held["lokr_w2_b"]
             large = (a @ b.flatten(1)).reshape(a.shape[0], *b.shape[1:])
-        return torch.kron(small.reshape(*small.shape, *(1 for _ in large.shape[2:])), large.contiguous())
+        return torch.kron(small.reshape((*small.shape, *(1 for _ in large.shape[2:]))), large.contiguous())
 
     def _check(self, shape: torch.Size) -> None:
         """Raises AdapterError when the factors do not multiply to `shape`."""

@@ -49,7 +49,10 @@ class Norm(Adapter):
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], layer: nn.Module) -> "Norm":
         """The deltas held by `tensors`."""
-        features = layer.get_parameter("weight").numel()
+        shape = layer.get_parameter("weight").shape
+        if len(shape) != 1:
+            raise AdapterError("The layer is no normalisation.")
+        features = shape[0]
         for name, tensor in tensors.items():
             if tensor.numel() != features:
                 raise AdapterError(f"{name} has {tensor.numel()} values, the layer needs {features}.")

@@ -11,6 +11,7 @@ from sdlora.generation import words
 from sdlora.generation.prompt import Tag, extract_tags, resolve_tags
 from sdlora.generation.solvers import SOLVERS
 from sdlora.generation.words import LARGEST
+from sdlora.network.chain import with_ancestors
 from sdlora.network.stack import Entry
 from sdlora.options import build, flatten, option
 
@@ -56,12 +57,13 @@ class GenerateRequest:
         return json.dumps({**flatten(self), "stack": stack}, ensure_ascii=False)
 
     def with_prompt_adapters(self, folders: tuple[Path, ...]) -> "GenerateRequest":
-        """The same with the `<lora:...>` tags of the prompt as entries of the stack.
+        """The same with the `<lora:...>` tags of the prompt as entries of the stack, and what all build on.
 
         Raises AdapterError for an adapter that is not in the folders.
         """
         prompt, tags = extract_tags(self.prompt)
-        return dataclasses.replace(self, prompt=prompt, stack=self.stack + resolve_tags(tags, folders))
+        stack = with_ancestors(self.stack + resolve_tags(tags, folders), folders)
+        return dataclasses.replace(self, prompt=prompt, stack=stack)
 
 
 def request_object(text: str) -> tuple[dict[str, object], list[object]]:

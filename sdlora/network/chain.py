@@ -5,6 +5,7 @@ chain, and going to a sibling changes only what differs.
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from sdlora.errors import AdapterError
@@ -14,26 +15,6 @@ from sdlora.network.info import short_hash
 from sdlora.network.stack import Entry
 
 KEY = "sdlora.parent"
-
-
-def parents(files: Iterable[Path]) -> dict[Path, Path | None]:
-    """File -> its parent among `files`, None for a root.
-
-    Raises AdapterError when a parent is missing or a file is its own ancestor.
-    """
-    opened = {path: AdapterFile.open(path) for path in files}
-    by_hash = {short_hash(file): path for path, file in opened.items()}
-    found: dict[Path, Path | None] = {}
-    for path, file in opened.items():
-        told = file.metadata.get(KEY, "")
-        if told and told not in by_hash:
-            raise AdapterError(
-                f"{path} builds on the adapter {told}, which is not here.", "Add it beside the file."
-            )
-        found[path] = by_hash[told] if told else None
-    for path in found:
-        lineage(path, found)
-    return found
 
 
 def lineage(path: Path, tree: Mapping[Path, Path | None]) -> tuple[Path, ...]:
@@ -48,9 +29,43 @@ def lineage(path: Path, tree: Mapping[Path, Path | None]) -> tuple[Path, ...]:
     return tuple(reversed(chain))
 
 
-def with_ancestors(entry: Entry, tree: Mapping[Path, Path | None]) -> tuple[Entry, ...]:
-    """The entry after its ancestors, which take part at their full weight."""
-    return (*(Entry(path) for path in lineage(entry.file, tree)[:-1]), entry)
+def with_ancestors(entries: Iterable[Entry], folders: Iterable[Path]) -> tuple[Entry, ...]:
+    """The entries, each after those that it builds on, which take part at their full weight.
+
+    What is among the entries already stays as it is there. Parents are looked for beside a file, in the
+    folders and below. Raises AdapterError when one is missing or a file is its own ancestor.
+    """
+    entries, folders = tuple(entries), tuple(folders)
+    named = {entry.file.resolve() for entry in entries}
+    found: list[Entry] = []
+    for entry in entries:
+        tree: dict[Path, Path | None] = {}
+        at: Path | None = entry.file
+        while at is not None and at not in tree:
+            parent = tree[at] = _parent(at, folders)
+            at = parent
+        for path in lineage(entry.file, tree)[:-1]:
+            if path.resolve() not in named:
+                named.add(path.resolve())
+                found.append(Entry(path))
+        found.append(entry)
+    return tuple(found)
+
+
+def _parent(path: Path, folders: Iterable[Path]) -> Path | None:
+    """The file that `path` builds on, None for a root."""
+    told = AdapterFile.open(path).metadata.get(KEY, "")
+    if not told:
+        return None
+    beside = sorted(path.parent.glob("*.safetensors"))
+    for candidate in (
+        *beside,
+        *(file for folder in folders for file in sorted(folder.rglob("*.safetensors"))),
+    ):
+        with suppress(AdapterError):  # what else lies there need not be sound
+            if short_hash(AdapterFile.open(candidate)) == told:
+                return candidate
+    raise AdapterError(f"{path} builds on the adapter {told}, which is not here.", "Add it beside the file.")
 
 
 def set_parent(path: Path, parent: Path | None) -> None:

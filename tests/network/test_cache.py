@@ -18,7 +18,7 @@ from sdlora.errors import AdapterError
 from sdlora.network import sidecar
 from sdlora.network.bundle import Bundle
 from sdlora.network.cache import AdapterCache
-from sdlora.network.chain import lineage, parents, set_parent, with_ancestors
+from sdlora.network.chain import set_parent, with_ancestors
 from sdlora.network.codec import AdapterFile, save
 from sdlora.network.info import inspect, short_hash
 from sdlora.network.stack import Entry, Patch
@@ -116,32 +116,33 @@ def test_a_stack_that_breaks_off_halfway_leaves_no_trace(
     assert equal(weights(family), before)
 
 
-def test_a_child_brings_its_ancestors(files: list[Path]) -> None:
+def test_a_child_brings_its_ancestors(files: list[Path], tmp_path: Path) -> None:
     hashes = [short_hash(AdapterFile.open(path)) for path in files]
     set_parent(files[1], files[0])
     set_parent(files[2], files[1])
-    tree = parents(files)
-    assert tree == {files[0]: None, files[1]: files[0], files[2]: files[1]}
-    assert lineage(files[2], tree) == tuple(files)
-    assert with_ancestors(Entry(files[2], 0.5), tree) == (
-        Entry(files[0]),
-        Entry(files[1]),
-        Entry(files[2], 0.5),
-    )
+    (tmp_path / "broken.safetensors").write_text("none")
+    child = Entry(files[2], 0.5)
+    chain = (Entry(files[0]), Entry(files[1]), child)
+    assert with_ancestors([child], []) == with_ancestors(chain, []) == chain
+    weighted = (Entry(files[1], 0.3), child)
+    assert with_ancestors(weighted, []) == (Entry(files[0]), *weighted)
     assert [AdapterFile.open(path).container.payload_hash()[:12] for path in files] == hashes
+    (tmp_path / "deep/er").mkdir(parents=True)
+    moved = files[0].rename(tmp_path / "deep/er/0.safetensors")
+    with pytest.raises(AdapterError, match="not here"):
+        with_ancestors([child], [])
+    assert with_ancestors([child], [tmp_path / "deep"])[0] == Entry(moved)
     set_parent(files[1], None)
-    assert parents(files)[files[1]] is None
+    assert with_ancestors([child], []) == (Entry(files[1]), child)
 
 
-def test_families_without_an_end_or_a_parent_are_refused(files: list[Path]) -> None:
+def test_families_without_an_end_are_refused(files: list[Path]) -> None:
     set_parent(files[1], files[0])
     set_parent(files[0], files[1])
     with pytest.raises(AdapterError, match="its own ancestor"):
-        parents(files)
+        with_ancestors([Entry(files[0])], [])
     with pytest.raises(AdapterError, match="its own ancestor"):
         set_parent(files[2], files[2])
-    with pytest.raises(AdapterError, match="not here"):
-        parents(files[1:2])
 
 
 def test_a_sidecar_is_written_beside_what_others_wrote(files: list[Path]) -> None:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from sdlora.errors import AdapterError
-from sdlora.network.codec import AdapterFile
 from sdlora.network.container import write
 from sdlora.network.info import inspect
+from sdlora.network.stack import Entry, Patch
 from tests.conftest import TinyModel
 from tests.network.test_stack import saved
 
@@ -23,7 +23,11 @@ SUFFIXES = (
     *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a"),
     *("lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "oft_blocks", "rescale", "weight"),
     *("on_input", "a1.weight", "a2.weight", "b1.weight", "b2.weight", "w_norm", "b_norm"),
+    *("ia3_l", "oft_diag", "oft_R.weight", "cayley_terms", "lora_magnitude_vector"),
 )
+WORDS = ("emb_params", "clip_l", "clip_g", "bundle_emb.zwx.emb_params", "bundle_emb.zwx.string_to_param.*")
+TOLD = ("r", "lora_alpha", "use_rslora", "alpha_pattern", "feedforward_modules", "num_cayley_neumann_terms")
+VALUES = (0.0, 1.0, -1.0, 3.0, 1e9, float("inf"), float("nan"))
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +56,18 @@ def damaged(sound: bytes, draw: random.Random) -> bytes:
 
 
 def survives(path: Path, tiny_sd1: TinyModel) -> None:
-    """Opening, inspecting and resolving end well or in AdapterError."""
+    """Opening, inspecting, resolving and applying end well or in AdapterError."""
+    patch = Patch(tiny_sd1.family)
     calls: tuple[Callable[[], object], ...] = (
         lambda: inspect(path),
-        lambda: AdapterFile.open(path).resolve(tiny_sd1.family),
+        lambda: patch.apply([Entry(path)]),
     )
     for call in calls:
         try:
             call()
         except AdapterError as error:
             assert error.message and "Traceback" not in str(error)
+    patch.restore()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -86,10 +92,12 @@ def test_sound_files_of_senseless_tensors(seed: int, tiny_sd1: TinyModel, tmp_pa
     dtypes = (torch.float32, torch.float16, torch.int64, torch.bool, torch.float8_e4m3fn)
     for _ in range(ROUNDS):
         tensors = {}
-        for suffix in draw.sample(SUFFIXES, draw.randint(1, 6)):
+        names = [f"{KEY}.{suffix}" for suffix in draw.sample(SUFFIXES, draw.randint(1, 6))]
+        for name in names + draw.sample(WORDS, draw.choice((0, 0, 1, 2))):
             shape = [draw.choice((0, 1, 2, 3, 32)) for _ in range(draw.randint(0, 5))]
-            tensors[f"{KEY}.{suffix}"] = torch.ones(shape).to(draw.choice(dtypes))
-        write(tmp_path / "x", tensors, {})
+            tensors[name] = torch.full(shape, draw.choice(VALUES)).to(draw.choice(dtypes))
+        config = {f"unet.{name}": draw.choice((1, 0, "x", [], None, 1e308)) for name in draw.sample(TOLD, 3)}
+        write(tmp_path / "x", tensors, {"lora_adapter_metadata": json.dumps(config)})
         survives(tmp_path / "x", tiny_sd1)
 
 

@@ -7,6 +7,7 @@ is fetched, fp16 where there is a choice, and nothing pickled. What is here alre
 
 import io
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sdlora.errors import ModelError, StorageError
 from sdlora.files import free_bytes, storage_error
 
 OnBytes = Callable[[int, int], None]
-"""Called with the bytes that are there, and all."""
+"""Called with the bytes that are there, and all, about once a second; what it raises ends the download."""
 
 _ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/(.+\.safetensors))?")
 _CONFIGURATION = re.compile(
@@ -24,6 +25,7 @@ _CONFIGURATION = re.compile(
     r"|tokenizer(_2)?/(vocab\.json|merges\.txt|tokenizer_config\.json|special_tokens_map\.json)"
 )
 _SPARE = 1 << 28  # bytes that stay free on the disk
+_TELL = 1.0  # seconds between two calls of OnBytes
 
 
 def is_id(model: str) -> bool:
@@ -168,14 +170,19 @@ def _reporter(on_bytes: OnBytes | None, total: int) -> type:
     """A progress bar's class that shows nothing and tells `on_bytes` instead."""
     from huggingface_hub.utils.tqdm import tqdm
 
+    told_at = 0.0
+
     class Reporter(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:  # Any: a progress bar's many options
             told = {**options, "disable": False, "file": io.StringIO()}
             super().__init__(*args, **told)  # type: ignore[no-untyped-call]  # of a foreign class
 
         def update(self, n: float | None = 1) -> bool | None:
+            nonlocal told_at
             shown: bool | None = super().update(n)
-            if on_bytes is not None and self.unit == "B":
+            now = time.monotonic()
+            if on_bytes is not None and self.unit == "B" and (self.n >= total or now - told_at >= _TELL):
+                told_at = now
                 on_bytes(min(int(self.n), total), total)
             return shown
 

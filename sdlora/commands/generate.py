@@ -69,9 +69,13 @@ def run(arguments: argparse.Namespace) -> int:
     machine = Runtime.choose(arguments.device, arguments.precision)
     teller = Teller(silent=arguments.json)
     with lease(machine.device, "`sdlora generate`"), memory_told("Choose a smaller size or fewer pictures."):
-        roots = home.model_folders
         family = load_family(
-            request.base, device=machine.device, dtype=machine.dtype, roots=roots, waiting=True
+            request.base,
+            device=machine.device,
+            dtype=machine.dtype,
+            roots=home.model_folders,
+            on_bytes=teller.download,
+            waiting=True,
         )
         settle_in(family, machine.free_bytes())
         patch = Patch(family)

@@ -33,6 +33,11 @@ class Teller:
         self._told = now
         self._print(text, end="\n" if last or not self._live else "")
 
+    def download(self, done: int, total: int) -> None:
+        """So many bytes of a base model have come from the Hub."""
+        text = f"downloading the base: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+        self.move(text, last=done >= total)
+
     def say(self, text: str) -> None:
         """`text` stands in a line of its own."""
         if not self._silent:

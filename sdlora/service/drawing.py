@@ -12,6 +12,7 @@ from typing import Protocol
 from PIL import Image
 
 from sdlora.contracts import Family
+from sdlora.errors import Cancelled
 from sdlora.generation.png import picture_request, save_png
 from sdlora.generation.request import GenerateRequest
 from sdlora.generation.sampler import generate
@@ -53,7 +54,9 @@ class Drawing:
         machine = Runtime.choose(os.environ.get(DEVICE, "auto"))
         advice = "Choose a smaller size or fewer pictures, or close other programs that use the device."
         with lease(machine.device, "the page, which draws"), memory_told(advice):
-            family, patch = self._ready(request.base, message["models"], machine=machine, tell=tell)
+            family, patch = self._ready(
+                request.base, message["models"], machine=machine, tell=tell, cancelled=cancelled
+            )
             tell("stage", stage="Drawing")
             pictures = generate(family, request, on_step=_teller(tell), cancelled=cancelled, patch=patch)
         paths = []
@@ -64,14 +67,32 @@ class Drawing:
         return paths
 
     def _ready(
-        self, model: str, folders: Sequence[str], *, machine: Runtime, tell: Tell
+        self,
+        model: str,
+        folders: Sequence[str],
+        *,
+        machine: Runtime,
+        tell: Tell,
+        cancelled: Callable[[], bool],
     ) -> tuple[Family, Patch]:
         if self._loaded is None or self._loaded[0] != model:
             tell("stage", stage="Loading the base model")
             self._loaded = None
             gc.collect()  # the old model must be gone before the new one comes
-            roots = [Path(folder) for folder in folders]
-            family = load_family(model, device=machine.device, dtype=machine.dtype, roots=roots, waiting=True)
+
+            def on_bytes(done: int, total: int) -> None:
+                tell("stage", stage=f"Downloading the base, {done / 1e9:.2f} of {total / 1e9:.2f} GB")
+                if cancelled():
+                    raise Cancelled("The download was cancelled.")
+
+            family = load_family(
+                model,
+                device=machine.device,
+                dtype=machine.dtype,
+                roots=[Path(folder) for folder in folders],
+                on_bytes=on_bytes,
+                waiting=True,
+            )
             settle_in(family, machine.free_bytes())
             self._loaded = (model, family, Patch(family))
         return self._loaded[1:]

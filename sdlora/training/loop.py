@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from sdlora import runtime
+from sdlora.base.hub import OnBytes
 from sdlora.config import TrainConfig
 from sdlora.contracts import Step
 from sdlora.data.batches import Batches, prepare
@@ -45,6 +46,8 @@ def train(run: Run, *, on_event: Callable[[Event], None] | None = None) -> RunEn
     with run.locked(), _logged_to(run):
         try:
             ended = _in_its_place(run, tell)
+        except Cancelled:
+            ended = RunEnded(outcome="stopped", step=_reached(run))
         except SdloraError as error:
             _tell_failure(tell, run, error.message, error.hint)
             raise
@@ -77,6 +80,7 @@ def _in_its_place(run: Run, tell: Tell) -> RunEnded:
             prediction=config.base.prediction,
             roots=Home.default().model_folders,
             waiting=True,
+            on_bytes=_downloading(run, tell),
         )
         session = Session.begin(run, machine, family=family, last=last, tell=tell)
         return Loop(session, machine).go()
@@ -261,10 +265,25 @@ def _advice(config: TrainConfig) -> str:
 
 def _tell_failure(tell: Tell, run: Run, message: str, hint: str) -> None:
     """The run's last event tells what went wrong, if it can be written at all."""
-    reached = run.checkpoints()
-    step = step_of(reached[-1]) if reached else 0
     with contextlib.suppress(StorageError):
-        tell(RunEnded(outcome="failed", step=step, error=message, hint=hint))
+        tell(RunEnded(outcome="failed", step=_reached(run), error=message, hint=hint))
+
+
+def _reached(run: Run) -> int:
+    """The step of the last checkpoint."""
+    checkpoints = run.checkpoints()
+    return step_of(checkpoints[-1]) if checkpoints else 0
+
+
+def _downloading(run: Run, tell: Tell) -> OnBytes:
+    """Tells how far the base has come from the Hub. Raises Cancelled when the run is told to stop."""
+
+    def on_bytes(done: int, total: int) -> None:
+        tell(Phase(name="downloading the base, in MB", done=done // 10**6, total=total // 10**6))
+        if run.told_to_stop():
+            raise Cancelled("Stopped while the base was downloaded.")
+
+    return on_bytes
 
 
 @contextlib.contextmanager

@@ -19,8 +19,13 @@ import torch
 from huggingface_hub import constants
 
 from sdlora.base.hub import cached, choose, fetch, is_id
-from sdlora.errors import ModelError, StorageError
+from sdlora.config import TrainConfig
+from sdlora.errors import Cancelled, ModelError, StorageError
+from sdlora.events import Phase
 from sdlora.loading import describe, load_family
+from sdlora.options import build
+from sdlora.training.loop import train
+from sdlora.training.run import Run
 from tests.conftest import TinyModel
 
 COMMIT = "1" * 40
@@ -156,6 +161,31 @@ def test_after_an_interruption_only_missing_files_are_fetched(hub: Hub) -> None:
     hub.asked.clear()
     assert (fetch("tiny/model") / UNET).read_bytes() == kept
     assert hub.downloads() == [UNET]
+
+
+def test_a_download_that_is_stopped_goes_on_the_next_time(hub: Hub) -> None:
+    def stop(done: int, total: int) -> None:
+        raise Cancelled("Stopped.")
+
+    with pytest.raises(Cancelled):
+        fetch("tiny/model", on_bytes=stop)
+    assert cached("tiny/model") is None
+    assert (fetch("tiny/model") / UNET).read_bytes() == hub.files[UNET]
+
+
+def test_a_run_tells_of_its_download_and_stops_during_it(
+    hub: Hub, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDLORA_HOME", str(tmp_path))
+    values = {"base.model": "tiny/model", "data.folder": str(image_folder), "loop.device": "cpu"}
+    values |= {"loop.steps": 1, "preview.every": -1, "adapter.rank": 1}
+    run = Run.create(build(TrainConfig, values), tmp_path / "runs")
+    with monkeypatch.context() as stopped:
+        stopped.setattr(Run, "told_to_stop", lambda self: True)
+        assert train(run).outcome == "stopped"
+    assert train(run).outcome == "finished"
+    phases = [event for event in run.events()[0] if isinstance(event, Phase)]
+    assert [p.done == p.total for p in phases if p.name.startswith("downloading the base")][-1]
 
 
 def test_the_variables_of_the_hub_are_honoured(hub: Hub, tmp_path: Path) -> None:

@@ -20,11 +20,6 @@ from sdlora.training.run import Run
 from . import base, judge, lora, painter, plain
 
 HERE = Path(__file__).parent
-TRAIN = (
-    "--loop.steps 300 --loop.batch_size 4 --adapter.rank 16 --adapter.alpha 16"
-    " --optimizer.lr 4e-3 --optimizer.text_lr 1e-3"
-)
-"""What teaches this base in 300 steps: it is narrow, so its rates are some ten times those of large bases."""
 SLOWER = (1, 4)
 """The plain loop is run at our learning rate, and at our rate over each of these others."""
 
@@ -54,7 +49,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--subjects", type=int, default=100, help="subjects of the style, and prompts of others"
     )
-    parser.add_argument("--train", default=TRAIN, help="words for `sdlora train`")
+    parser.add_argument("--train", default="", help="further words for `sdlora train`, which win")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if wrong := set(options.parts) - set(PARTS):
@@ -79,9 +74,7 @@ def _base(options: argparse.Namespace, jury: judge.Jury) -> dict:
 
 def _lora(options: argparse.Namespace, jury: judge.Jury) -> dict:
     words = (*options.train.split(), "--loop.device", str(options.device))
-    ink, figure = (
-        lora.train(lora.DATASETS / name, options.output, *words) for name in ("ink-style", "character")
-    )
+    ink, figure = (lora.train(name, options.output, *words) for name in lora.RECIPES)
     family = load_family("builtin", device=options.device, dtype=torch.float32)
     bench = lora.Bench.of(family, painter.load(builtin(), device=options.device), jury)
     subjects, asked = lora.style_subjects(jury, options.subjects), lora.meetings(options.subjects * 2 // 5)

@@ -29,6 +29,8 @@ from .painter import Painter
 ROOT = Path(__file__).parents[2]
 DATASETS = ROOT / "datasets"
 COMPANIONS = ("rocket", "pizza", "crown", "tree", "house", "dog", "strawberry", "umbrella", "robot", "guitar")
+RECIPES = {"ink-style": "--preset quick", "character": "--preset quick --output.subject character"}
+"""What `sdlora train` is told of each sample dataset, the same as in the README's first example."""
 GUIDANCE = 4.0
 SEED = 1000
 """Of the first picture of an adapter."""
@@ -70,13 +72,14 @@ class Trained:
         return {"words": self.words, "seconds": self.seconds, "seconds_in_all": self.seconds_in_all}
 
 
-def train(dataset: Path, folder: Path, *words: str) -> Trained:
-    """`folder/NAME.safetensors` is an adapter of the dataset; `words` are for `sdlora train`."""
-    file, path = folder / f"{dataset.name}.safetensors", folder / "runs" / f"{dataset.name}-{time.time_ns()}"
+def train(name: str, folder: Path, *words: str) -> Trained:
+    """`folder/NAME.safetensors` is an adapter of the dataset; `words` are added to its recipe's."""
+    file, path = folder / f"{name}.safetensors", folder / "runs" / f"{name}-{time.time_ns()}"
     places = ("--output", str(file), "--run", str(path), "--preview.every", "-1")
+    words = (*RECIPES[name].split(), *words)
     started = time.monotonic()
     subprocess.run(
-        [sys.executable, "-m", "sdlora", "train", str(dataset), *places, *words],
+        [sys.executable, "-m", "sdlora", "train", str(DATASETS / name), *places, *words],
         cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     return Trained(

@@ -5,6 +5,8 @@ loads without a network. Prediction type and zero-terminal SNR are read from the
 """
 
 import json
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,6 +63,10 @@ LAYOUTS: Mapping[str, Mapping[str, Part]] = MappingProxyType(
 )
 
 
+# Latents a side of SD 2's published models by what they predict, which nothing else in a file tells apart.
+SD2_SIDES = MappingProxyType({"v_prediction": 96, "epsilon": 64})
+
+
 class Rest(Protocol):
     """What a single file leaves out."""
 
@@ -114,6 +120,7 @@ class OriginalFile:
         if component == "unet":
             first = self._header[f"{_UNET.prefix}input_blocks.0.0.weight"]
             config["in_channels"] = first["shape"][1]
+            config["sample_size"] = self._side() or config["sample_size"]
         if component == "scheduler":
             config |= self._told_of_noise()
         return config
@@ -135,6 +142,15 @@ class OriginalFile:
             if all(any(key.startswith(prefix) for key in self._header) for prefix in wanted):
                 return name
         raise not_a_base(self.path, self._header)
+
+    def _side(self) -> int:
+        """The latents a side that the model was trained at, told by the file; 0 when it does not say."""
+        stated = str((self._header.get("__metadata__") or {}).get("modelspec.resolution", ""))
+        if size := re.fullmatch(r"(\d{2,4})x(\d{2,4})", stated):
+            return round(math.sqrt(int(size[1]) * int(size[2]))) // 8
+        return (
+            SD2_SIDES.get(str(self._told_of_noise().get("prediction_type")), 0) if self.family == "sd2" else 0
+        )
 
     def _told_of_noise(self) -> Config:
         """Prediction type and zero-terminal SNR, where the file says something of them."""

@@ -18,6 +18,7 @@ from sdlora.base import prompts as prompt_tokens
 from sdlora.base.autoencoder import Autoencoder, load_autoencoder
 from sdlora.base.files import ModelFiles, native_size, weights_hash
 from sdlora.base.networks import load_text_encoder, load_unet, measured_prediction
+from sdlora.base.original import SD2_SIDES
 from sdlora.base.targets import PRESETS
 from sdlora.contracts import Conditioning, LatentFormat, Tokens
 from sdlora.families import FAMILIES
@@ -73,12 +74,14 @@ class StableDiffusion1:
     ) -> "StableDiffusion1":
         """The model on `device`, frozen. Raises ModelError when files are missing or damaged."""
         unet = load_unet(files, device=device, dtype=dtype)
-        scheduler = files.config("scheduler")
-        if prediction == "auto" and not scheduler.get("prediction_type", "epsilon"):
-            prediction = measured_prediction(unet, files.config("unet"), device=device, dtype=dtype)
+        scheduler, side = files.config("scheduler"), native_size(files)
+        if not scheduler.get("prediction_type", "epsilon"):
+            if prediction == "auto":
+                prediction = measured_prediction(unet, files.config("unet"), device=device, dtype=dtype)
+            side = side * SD2_SIDES[prediction] // SD2_SIDES["v_prediction"]
         return cls(
             source=files.path,
-            native_size=native_size(files),
+            native_size=side,
             hash=weights_hash(files),
             noise=NoiseProcess.of_scheduler(scheduler, prediction),
             tokenizer=files.tokenizer("tokenizer"),

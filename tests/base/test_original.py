@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sdlora.base import keymaps
-from sdlora.base.files import ModelFolder
+from sdlora.base.files import Config, ModelFolder
 from sdlora.base.networks import measured_prediction
 from sdlora.base.original import LAYOUTS, OriginalFile, ShippedRest
 from sdlora.base.vocabulary import clip_tokenizer
@@ -17,6 +17,7 @@ from sdlora.contracts import Family
 from sdlora.errors import ModelError
 from sdlora.families import FAMILIES
 from sdlora.loading import open_model
+from sdlora.noise import Prediction
 from tests.conftest import TinyModel
 from tests.original import write_original
 
@@ -125,6 +126,39 @@ def test_metadata_tells_v_prediction(tiny_sdxl: TinyModel, tmp_path: Path) -> No
     path = write_original(tiny_sdxl.folder, tmp_path / "x.safetensors", family="sdxl")
     save_file(load_file(path), path, metadata={"modelspec.prediction_type": "v"})
     assert OriginalFile(path).config("scheduler")["prediction_type"] == "v_prediction"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "side"),
+    [
+        ({"modelspec.prediction_type": "v"}, 96),
+        ({"modelspec.prediction_type": "epsilon"}, 64),
+        ({"modelspec.prediction_type": "epsilon", "modelspec.resolution": "640x640"}, 80),
+        ({"modelspec.resolution": "large"}, 8),
+    ],
+)
+def test_the_side_of_sd2_follows_from_what_the_file_says(
+    tiny_sd2: TinyModel, tmp_path: Path, metadata: dict[str, str], side: int
+) -> None:
+    path = write_original(tiny_sd2.folder, tmp_path / "x.safetensors", family="sd2")
+    save_file(load_file(path), path, metadata=metadata)
+    assert OriginalFile(path, rest=ModelFolder(tiny_sd2.folder)).config("unet")["sample_size"] == side
+
+
+@pytest.mark.parametrize(("prediction", "side"), [("v_prediction", 64), ("epsilon", 64 * 64 // 96)])
+def test_without_a_word_the_side_of_sd2_follows_from_what_it_predicts(
+    tiny_sd2: TinyModel, tmp_path: Path, prediction: Prediction, side: int
+) -> None:
+    class Silent(ModelFolder):
+        def config(self, component: str) -> Config:
+            told = super().config(component)
+            return {**told, "prediction_type": None} if component == "scheduler" else told
+
+    path = write_original(tiny_sd2.folder, tmp_path / "x.safetensors", family="sd2")
+    files = OriginalFile(path, rest=Silent(tiny_sd2.folder))
+    kind = FAMILIES.get("sd2")
+    family = kind.load(files, device=torch.device("cpu"), dtype=torch.float32, prediction=prediction)
+    assert (family.native_size, family.noise.prediction) == (side, prediction)
 
 
 class Answering(nn.Module):

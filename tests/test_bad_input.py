@@ -64,6 +64,7 @@ ADAPTERS = {
     "inspect {place}/cut.safetensors": ("cut.safetensors", "cut short"),
     "inspect {place}/base.ckpt": ("base.ckpt", "is a pickle"),
     "inspect {place}/empty": ("empty", "There is no adapter", "safetensors"),
+    "inspect good --pictures {place}/good.safetensors/x": ("x", "a file is in the way"),
     "inspect goo": ("goo", 'Did you mean "good"?'),
     "generate x --adapter good:1e99": ('"1e99"', "-100 to 100"),
     "generate x --adapter good:1:-inf": ('"-inf"', "-100 to 100"),

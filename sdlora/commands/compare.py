@@ -11,6 +11,8 @@ import argparse
 from pathlib import Path
 
 from sdlora.commands import entries
+from sdlora.commands.written import draw
+from sdlora.files import write_atomic
 from sdlora.home import Home
 
 
@@ -38,14 +40,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _draw(first: Path, second: Path, folder: Path) -> None:
-    from sdlora.files import replacing, write_atomic
     from sdlora.network.measure import similarities
     from sdlora.network.picture import heatmap, table
 
     for layer, phi in similarities(first, second).items():
         name = f"{layer.component}.{layer.path}"
-        with replacing(folder / f"{name}.png") as temporary:
-            heatmap(phi, title=name).save(temporary, format="PNG")
+        draw(folder / f"{name}.png", heatmap(phi, title=name))
         header = ["i / j", *range(1, phi.shape[1] + 1)]
         rows = [[i, *row] for i, row in enumerate(phi.tolist(), start=1)]
         write_atomic(folder / f"{name}.csv", table(rows, header=[str(word) for word in header]))

@@ -96,12 +96,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _applied(entry: "Entry", resolved: "Resolved") -> Iterator[str]:
-    """What an adapter changes, teaches, and holds without use."""
+    """What an adapter changes, teaches, and holds without use, and what is wrong with its values."""
+    from sdlora.network.info import inspect
+
     name = entry.file.name
     layers = Counter(layer.component for layer in resolved.adapters)
     words = [f'the word "{word}"' for word in resolved.embeddings]
     changes = ", ".join([*(f"{count} layers of {part}" for part, count in layers.items()), *words])
     yield f"{name}: {changes}"
+    if problem := inspect(entry.file).problem:
+        yield f"{name}: {problem}"
     if left := resolved.unmatched:
         count = len(left) + len(resolved.matched)
         yield f"{name}: {len(left)} of its {count} keys name nothing in the base, such as {left[0][:100]}"

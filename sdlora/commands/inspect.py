@@ -3,9 +3,12 @@
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdlora.commands import entries
+from sdlora.commands.written import draw
+from sdlora.files import write_atomic
 from sdlora.home import Home
 
 if TYPE_CHECKING:
@@ -17,13 +20,20 @@ SHOWN_KEYS = 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="a .safetensors file, or a name in models/Lora")
     parser.add_argument("--metadata", action="store_true", help="print what the file says of itself, too")
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="FOLDER",
+        help="write norms by block and the singular values of every layer, as PNG and CSV (LoRA only)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from sdlora.network.info import inspect
 
-    info = inspect(entries.find(arguments.file, Home.default().adapter_folders))
+    file = entries.find(arguments.file, Home.default().adapter_folders)
+    info = inspect(file)
     print(
         json.dumps(dataclasses.asdict(info), default=str, ensure_ascii=False)
         if arguments.json
@@ -31,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.metadata and not arguments.json:
         print("\n".join(f"  {key}: {value}" for key, value in sorted(info.metadata.items())))
+    if arguments.pictures:
+        _draw(file, arguments.pictures)
     return 0
 
 
@@ -54,6 +66,24 @@ def told(info: "AdapterInfo") -> str:
     if info.problem:
         lines.append(f"problem    {info.problem}")
     return "\n".join(lines)
+
+
+def _draw(file: Path, folder: Path) -> None:
+    """Where the adapter acts, and how many directions each of its layers needs, as pictures and tables."""
+    from torch import stack
+    from torch.nn.functional import pad
+
+    from sdlora.network import measure, picture
+
+    norms, spectra = measure.norms(file), measure.spectra(file)
+    longest = max(map(len, spectra.values()))
+    mean = stack([pad(s, (0, longest - len(s))) for s in spectra.values()]).mean(dim=0).tolist()
+    draw(folder / "norms.png", picture.bars(norms, title="Norm of the change by block"))
+    draw(folder / "spectra.png", picture.curve(mean, title="Singular values, mean of all layers"))
+    write_atomic(folder / "norms.csv", picture.table(list(norms.items()), header=["block", "norm"]))
+    rows = [[f"{layer.component}.{layer.path}", *s.tolist()] for layer, s in spectra.items()]
+    header = ["layer", *map(str, range(1, longest + 1))]
+    write_atomic(folder / "spectra.csv", picture.table(rows, header=header))
 
 
 def _span(pair: tuple[float, float] | None) -> str:

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdlora.errors import ConfigError
-from sdlora.files import require_writable
+from sdlora.files import replacing, require_writable
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from sdlora.network.merge import Written
 
 
@@ -25,6 +27,12 @@ def require_place(output: Path, suffix: str) -> None:
         name = output.stem or "name"
         raise ConfigError(f'--output "{output}" is no {suffix} file.', f"Write {name}{suffix}.")
     require_writable(output)
+
+
+def draw(path: Path, picture: "Image") -> None:
+    """`path` is the picture, whole. Raises StorageError."""
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG")
 
 
 def told(written: "Written") -> str:

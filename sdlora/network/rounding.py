@@ -28,8 +28,8 @@ def told(family: Family, entries: Sequence[Entry]) -> Iterator[str]:
         if storage in PACKINGS and storage != "full":
             off, change = norms(family, file.resolve(family).adapters, storage)
             yield (
-                f"{entry.file.name} was trained on weights in {storage}. The full ones are {off:.1%} away from "
-                f"what it has seen; its own change is {change:.1%} of them."
+                f"{entry.file.name} was trained on weights in {storage}. The full ones are {off:.1%} away "
+                f"from what it has seen; its own change is {change:.1%} of them."
             )
 
 

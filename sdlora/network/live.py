@@ -177,7 +177,7 @@ class _Slot:
             self.down = pair.down.detach().to(weight.device, weight.dtype)
             self.up = pair.up.detach().to(weight.device, weight.dtype)
         self.deltas = [
-            (number, by * part.delta(weight), _scaled(part.bias_delta(bias), by))
+            (number, (by * part.delta(weight)).to(weight.dtype), _scaled(part.bias_delta(bias), by))
             for number, part, by in others
         ]
 

@@ -22,6 +22,7 @@ from sdlora.network.cache import AdapterCache
 from sdlora.network.change import Change
 from sdlora.network.embeddings import Embedding
 
+ROOM = 4 << 30  # bytes of a device that drawing may need, and that copies of weights leave free
 _AT_ONCE = 1 << 25  # values of weights that are added to at once; four bytes each, beside the model
 
 
@@ -153,8 +154,9 @@ class Patch:
     def pristine(self, layer: Layer) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of a layer as they are without any stack."""
         module = self._module(layer)
-        weight = self._pristine.get(Target(layer, "weight"), module.get_parameter("weight").detach())
-        return weight, self._pristine.get(Target(layer, "bias"), bias_of(module))
+        weight, bias = module.get_parameter("weight").detach(), bias_of(module)
+        held = self._pristine.get(Target(layer, "weight"), weight).to(weight.device)
+        return held, None if bias is None else self._pristine.get(Target(layer, "bias"), bias).to(bias.device)
 
     def restore(self) -> None:
         """Every weight is, bit for bit, what it was before the first stack."""
@@ -182,8 +184,8 @@ class Patch:
         parameters: list[Tensor] = [self._parameter(target) for target in write.targets]
         for target, parameter in zip(write.targets, parameters, strict=True):
             if target not in self._pristine:
-                self._pristine[target] = parameter.detach().clone()
-        pristine = [self._pristine[target] for target in write.targets]
+                self._pristine[target] = _copy(parameter)
+        pristine = [self._pristine[target].to(parameters[0].device) for target in write.targets]
         total = torch.stack(pristine).to(torch.float32, memory_format=torch.contiguous_format)
         for source, rows, by in write.parts:
             if isinstance(source, Bundle):
@@ -219,6 +221,13 @@ class Patch:
         if layer not in self._modules:
             self._modules[layer] = module_of(self.family, layer)
         return self._modules[layer]
+
+
+def _copy(parameter: Tensor) -> Tensor:
+    """A copy of a parameter, in main memory where its device has no room to spare."""
+    if parameter.is_cuda and torch.cuda.mem_get_info(parameter.device)[0] < ROOM:
+        return parameter.detach().cpu()
+    return parameter.detach().clone()
 
 
 def _part(column: Sequence[tuple[Row | Adapter, float]]) -> _Part:

@@ -11,6 +11,7 @@ from sdlora.adapters import SPECS
 from sdlora.adapters.lora import LoraSpec
 from sdlora.contracts import Family
 from sdlora.errors import AdapterError
+from sdlora.loading import load_family
 from sdlora.network.attach import attached, create
 from sdlora.network.change import Change
 from sdlora.network.codec import AdapterFile, save
@@ -140,6 +141,27 @@ def test_every_weight_of_a_stack_is_its_own_plus_the_deltas(tiny_sd1: TinyModel,
         after = weights(family)
     for name, weight in expected.items():
         torch.testing.assert_close(after[name], weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_a_card_without_room_carries_the_same_bits(
+    tiny_sd1: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = load_family(str(tiny_sd1.folder), device="cuda", dtype=torch.float16)
+    before = weights(family)
+    dora = awake(create(family, SPECS.get("dora")(rank=2, targets="attn2.to_k"), seed=3))
+    save(tmp_path / "dora.safetensors", dora.adapters, family_name="sd1")
+    stack = [
+        Entry(saved(family, tmp_path / "a.safetensors", targets="all+conv")),
+        Entry(tmp_path / "dora.safetensors"),
+    ]
+    found = []
+    for room in (0, 1 << 60):
+        monkeypatch.setattr("sdlora.network.stack.ROOM", room)
+        with stacked(family, stack):
+            found.append(weights(family))
+        assert equal(weights(family), before)
+    assert equal(*found) and not equal(found[0], before)
 
 
 def test_switching_stacks_gives_the_weights_of_a_fresh_one(tiny_sd1: TinyModel, tmp_path: Path) -> None:

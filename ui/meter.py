@@ -99,17 +99,18 @@ def _pair(pair: Pair, names: Sequence[str], files: Mapping[str, list[Path]]) -> 
     )
     rows = [("Energy", f"{energy:.2f}"), ("Cosine", f"{pair['cosine']:+.2f}")]
     rows.append(("Shared directions", f"{pair['overlap']:.0%}"))
-    blocks = [(block, f"{cosine:+.2f}") for block, cosine in pair["blocks"].items()]
-    pictures = _pictures(files.get(pair["pictures"], []), alt=f"Similarity of the directions of {title}")
-    more = f'<details class="plain"><summary>By block</summary>{facts(blocks)}</details>{pictures}'
-    return f"<p><strong>{escape(title)}</strong> {verdict}.</p>{bar}{facts(rows)}{more}"
+    rows += [(f"Cosine in {block}", f"{cosine:+.2f}") for block, cosine in pair["blocks"].items()]
+    shown = _pictures(files.get(pair["pictures"], []), alt=f"Similarity of the directions of {title}")
+    more = f'<details class="plain"><summary>In figures</summary>{facts(rows)}{shown}</details>'
+    return f"<p><strong>{escape(title)}</strong> {verdict}.</p>{bar}{more}"
 
 
 def _pictures(files: Sequence[Path], *, alt: str) -> str:
     shown = "".join(
         f'<img src="{file_url(path)}" alt="{escape(alt)}">' for path in files if path.suffix == ".png"
     )
-    return shown and f'<details class="plain"><summary>By direction</summary>{shown}{links(files)}</details>'
+    told = '<p class="dim">How much of the first i directions of one lies in the first j of the other</p>'
+    return f"{told}{shown}{links(files)}" if files else ""
 
 
 def links(files: Sequence[Path]) -> str:

@@ -22,7 +22,7 @@ _METHODS = [
     ("DARE: changes left out at random", "dare"),
 ]
 _TITLE = """<h2>Workbench</h2>
-<p class="dim">Compare several, make one file of them, or take one out of a model.</p>"""
+<p class="dim">Put several together, see how they get along, and make new files of them.</p>"""
 _LEFT_OUT = "Curves, turns and regions are left out: no file can carry them."
 
 
@@ -31,21 +31,30 @@ class Workbench:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        with gr.Column(elem_classes="box"):
-            gr.HTML(_TITLE)
-            self.rows = stack.draw(varies=False, elem_id="merge-stack")
-            self.pick = gr.Dropdown([], value=None, label="Add an adapter", elem_id="merge-add")
-            with gr.Row(elem_classes="actions"):
-                self.take = gr.Button("Take the mix of Generate", size="sm", elem_id="merge-take", scale=0)
-            with gr.Column(elem_classes="for-several"):
-                self.meter = Meter(studio, self.rows, elem_id="merge-meter")
-            with gr.Accordion("Merge them into one adapter", open=False):
-                self._merging()
-            with gr.Accordion("Bake them into a base model", open=False):
-                self._baking()
-            with gr.Accordion("Take an adapter out of a fine-tuned model", open=False):
-                self._extracting()
-            self.task = Task(studio, elem_id="merged")
+        with gr.Row(elem_classes="split", equal_height=False):
+            with gr.Column(scale=3, min_width=330, elem_classes="box"):
+                self._mixing()
+            with gr.Column(scale=2, min_width=330, elem_classes="box"):
+                self._making()
+
+    def _mixing(self) -> None:
+        gr.HTML(_TITLE)
+        self.rows = stack.draw(varies=False, elem_id="merge-stack")
+        self.pick = gr.Dropdown([], value=None, label="Add an adapter", elem_id="merge-add")
+        with gr.Row(elem_classes="actions"):
+            self.take = gr.Button("Take the mix of Generate", size="sm", elem_id="merge-take", scale=0)
+        with gr.Column(elem_classes="for-several"):
+            self.meter = Meter(self.studio, self.rows, elem_id="merge-meter")
+
+    def _making(self) -> None:
+        gr.HTML("<h2>New files</h2>")
+        with gr.Accordion("Merge the mix into one adapter", open=False):
+            self._merging()
+        with gr.Accordion("Bake the mix into a base model", open=False):
+            self._baking()
+        with gr.Accordion("Take an adapter out of a fine-tuned model", open=False):
+            self._extracting()
+        self.task = Task(self.studio, elem_id="merged")
 
     def _merging(self) -> None:
         self.method = gr.Dropdown(_METHODS, value="concat", label="How", elem_id="merge-method")

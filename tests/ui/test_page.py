@@ -162,7 +162,7 @@ def test_4_a_mix_is_balanced_merged_and_described(page: "Page", server: Server, 
     page.get_by_role("button", name="Balance the weights").click()
     page.get_by_text("The weights are balanced").wait_for()
     assert float(page.get_by_label("Weight of wash", exact=True).input_value()) < 1
-    page.get_by_text("Merge them into one adapter").click()
+    page.get_by_text("Merge the mix into one adapter").click()
     page.locator("#merge-name :is(input, textarea)").fill("both")
     page.get_by_role("button", name="Merge", exact=True).click()
     page.locator("#merged").get_by_text("both.safetensors is in the library").wait_for(timeout=PATIENCE)

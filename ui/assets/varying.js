@@ -17,7 +17,7 @@ const WHERE = [
   ["top", "Upper half", { box: "0,0,1,0.5" }],
   ["bottom", "Lower half", { box: "0,0.5,1,1" }],
   ["box", "A rectangle …", { box: "0.25,0.25,0.75,0.75" }],
-  ["mask", "Where a picture is white …", {}],
+  ["mask", "A mask …", {}],
 ];
 const WHAT = [
   ["all", "All blocks", {}],

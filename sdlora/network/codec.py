@@ -101,7 +101,9 @@ class AdapterFile:
             name: {suffix: entries[key].shape for suffix, key in group.keys.items()}
             for name, group in self.groups.items()
         }
-        return detect(shapes, entries, self.metadata)
+        named = (pair for names in self.embeddings.values() for pair in names.items())
+        words = {part: entries[key].shape[-1] for part, key in named if entries[key].shape}
+        return detect(shapes, words, entries, self.metadata)
 
     def kinds_of(self, name: Name) -> tuple[type[Adapter], ...]:
         """The kinds that together read all tensors of a layer, () where there are none."""

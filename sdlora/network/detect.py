@@ -46,9 +46,14 @@ class Detected:
         return self.certain and family in TITLES and family not in (self.family, self.twin)
 
 
-def detect(shapes: Shapes, raw_keys: Iterable[str], metadata: Mapping[str, str]) -> Detected:
-    """The family that the layers' names and shapes show, else what the metadata claims."""
-    return _foreign(raw_keys) or _by_width(shapes) or _by_layout(shapes) or _by_metadata(metadata)
+def detect(
+    shapes: Shapes, words: Mapping[str, int], raw_keys: Iterable[str], metadata: Mapping[str, str]
+) -> Detected:
+    """The family that the layers' names and shapes show, or the widths of the words' vectors by text encoder,
+    else what the metadata claims.
+    """
+    layers = _foreign(raw_keys) or _by_width(shapes) or _by_layout(shapes)
+    return layers or _by_words(words) or _by_metadata(metadata)
 
 
 def _foreign(raw_keys: Iterable[str]) -> Detected | None:
@@ -81,6 +86,16 @@ def _by_layout(shapes: Shapes) -> Detected | None:
     if any(re.match(r"down_blocks_(0_attentions|3)|up_blocks_3", name) for name in names):
         return Detected("sd1", "its blocks lie as in Stable Diffusion 1.x and 2.x", twin="sd2")
     return None
+
+
+def _by_words(words: Mapping[str, int]) -> Detected | None:
+    if "text_encoder_2" in words:
+        return Detected("sdxl", "its words have vectors for two text encoders")
+    family = _BY_TEXT_WIDTH.get(words.get("text_encoder", 0))
+    # the first text encoder of SDXL is as wide as that of Stable Diffusion 1.x
+    return (
+        Detected(family, f"its vectors are {words['text_encoder']} wide", certain=False) if family else None
+    )
 
 
 def _by_metadata(metadata: Mapping[str, str]) -> Detected:

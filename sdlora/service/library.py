@@ -131,7 +131,7 @@ class Library:
                 "Get the adapter as .safetensors.",
             )
         info = inspect(upload)
-        if not info.modules:
+        if not (info.modules or info.words):
             raise AdapterError(
                 f"{upload.name} is no adapter: {info.problem}",
                 "Base models belong in models/Stable-diffusion.",

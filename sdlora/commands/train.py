@@ -88,6 +88,7 @@ def configuration(arguments: argparse.Namespace) -> "TrainConfig":
         recipe = preset(arguments.preset, subject=subject, model=model)
     config = options.build(TrainConfig, {**recipe, **values})
     require_folder(Path(config.data.folder))
+    _tell_memory(config, silent=arguments.json)
     return config
 
 
@@ -96,8 +97,6 @@ def follow(job: "Run", *, output: Path | None, as_json: bool) -> int:
     from sdlora.training.loop import train
 
     progress = Progress(as_json=as_json)
-    if not as_json:
-        _tell_memory(job.config)
     with _stopping(job):
         ended = train(job, on_event=progress)
     if output and job.adapter.exists():
@@ -108,13 +107,18 @@ def follow(job: "Run", *, output: Path | None, as_json: bool) -> int:
     return _code(ended)
 
 
-def _tell_memory(config: "TrainConfig") -> None:
-    """How the run's memory goes with its device stands on standard error, and how it could need less."""
+def _tell_memory(config: "TrainConfig", *, silent: bool) -> None:
+    """How the run's memory goes with its device stands on standard error, and how it could need less.
+
+    Raises SdloraError when the run could not start.
+    """
     from sdlora.service.machine import Machine
     from sdlora.training.estimate import gigabytes, plan_of, verdict
 
     with suppress(ModelAbsent):  # nothing is known of it before it is downloaded
         needed = plan_of(config).memory_bytes
+        if silent:
+            return
         total, free = Machine().room(config.loop.device)
         told = verdict(config, needed, total=total, free=free) if total else None
         words = f"{told.text} {told.hint}".rstrip() if told else f"It needs about {gigabytes(needed)}."

@@ -161,7 +161,7 @@ def _to_fp8(weight: Tensor) -> Parts:
 
 def _from_fp8(parts: Parts, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     values, scale = parts
-    return (values.to(dtype) * scale).view(shape)
+    return values.to(dtype).mul_(scale).view(shape)
 
 
 _BLOCK, _GROUP = 64, 256  # numbers with one peak, and peaks with one scale: QLoRA, sec. 3
@@ -193,7 +193,7 @@ def _from_nf4(parts: Parts, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     pairs, meaning, values, scale, mean = parts
     blocks = F.embedding(pairs.int(), meaning).view(-1, _BLOCK)
     peaks = values.float() * scale + mean
-    weight = blocks * peaks.flatten()[: len(blocks), None].to(dtype)
+    weight = blocks.mul_(peaks.flatten()[: len(blocks), None].to(dtype))
     return weight.flatten()[: shape.numel()].view(shape)
 
 

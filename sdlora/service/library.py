@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -48,7 +49,7 @@ class Library:
         self.folders = tuple(folders)
         self.runs = runs
         self._trash = trash
-        self._known: dict[Path, tuple[tuple[int, int, int], AdapterInfo | None, str]] = {}
+        self._known: dict[Path, _Known] = {}
 
     def adapters(self) -> tuple[Adapter, ...]:
         """All adapters, the newest first."""
@@ -61,17 +62,17 @@ class Library:
     def adapter(self, path: Path) -> Adapter:
         """What is known of one file. Raises UserError when it lies outside the library."""
         path = within(path, [*self.folders, self.runs])
-        info, error = self._inspect(path)
+        known = self._inspect(path)
         run = path.relative_to(self.runs.resolve()).parts[0] if self.runs.resolve() in path.parents else ""
         return Adapter(
             path=path,
             name=path.stem,
             run=run,
-            info=info,
-            error=error,
+            info=known.info,
+            error=known.error,
             picture=_picture(path, run=run),
-            notes=str(sidecar.read(path).get("description") or ""),
-            parent=info.metadata.get(chain.KEY, "") if info else "",
+            notes=known.notes,
+            parent=known.info.metadata.get(chain.KEY, "") if known.info else "",
         )
 
     def twins(self) -> Mapping[Path, tuple[str, ...]]:
@@ -231,23 +232,31 @@ class Library:
             path = self.folder / f"{stem if number == 1 else f'{stem}-{number}'}.safetensors"
             if not path.exists():
                 return path
-            present, _ = self._inspect(path.resolve())
+            present = self._inspect(path.resolve()).info
             if present and present.hash == info.hash and present.bytes == info.bytes:
                 return path
         raise AdapterError(f"There are too many adapters called {stem}.", "Rename the file first.")
 
-    def _inspect(self, path: Path) -> tuple[AdapterInfo | None, str]:
+    def _inspect(self, path: Path) -> "_Known":
         """What the file and its side-car are, read again only when they have changed."""
         state, card = path.stat(), path.with_suffix(".json")
         stamp = (state.st_size, state.st_mtime_ns, card.stat().st_mtime_ns if card.exists() else 0)
         known = self._known.get(path)
-        if known is None or known[0] != stamp:
+        if known is None or known.stamp != stamp:
+            notes = str(sidecar.read(path).get("description") or "")
             try:
-                known = (stamp, inspect(path), "")
+                known = _Known(stamp, inspect(path), "", notes)
             except SdloraError as error:
-                known = (stamp, None, str(error))
+                known = _Known(stamp, None, str(error), notes)
             self._known[path] = known
-        return known[1], known[2]
+        return known
+
+
+class _Known(NamedTuple):
+    stamp: tuple[int, int, int]
+    info: AdapterInfo | None
+    error: str
+    notes: str
 
 
 def _told(adapter: Adapter) -> str:

@@ -160,7 +160,7 @@ const placeFields = (words, set, kind, row, index) => {
     h("input", { type: "file", accept: "image/*", onchange: async (event) => {
       const file = event.target.files[0];
       if (file) trigger("edit", { row: index, mask: (await upload(file)).path });
-    } })), words.mask && h("img", { class: "mask", src: `gradio_api/file=${encodeURI(words.mask)}`, alt: "The mask" })];
+    } })), words.mask && h("img", { class: "mask", src: `gradio_api/file=${words.mask.replaceAll("\\", "/").split("/").map(encodeURIComponent).join("/")}`, alt: "The mask" })];
   if (kind !== "box") return [];
   const box = words.box.split(",").map(Number);
   const write = (made) => set({ ...without(words, PLACE), box: made.map(plain).join(",") });

@@ -43,7 +43,7 @@ PIXEL_ENCODED = 5110  # bytes a pixel of a picture, which is encoded in fp32
 PIXEL_DECODED = 4850  # and decoded in 16 bit
 
 PROCESS = 0.95e9  # bytes that CUDA takes of the GPU for a process
-RUNTIME = 0.5e9  # bytes that a process with torch takes of the machine
+RUNTIME = 0.4e9  # bytes that a process with torch takes of the machine
 
 _STORED = {"fp8": 1.0, "nf4": 4.13 / 8}  # bytes of a packed number
 _AHEAD = 3  # layers whose weights are there at once when they wait outside

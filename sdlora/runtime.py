@@ -1,4 +1,4 @@
-"""The machine: which device and number format, kernels that repeat their bits, seeds, memory, and the lease.
+"""The machine: devices, number formats, kernels that repeat their bits, seeds, memory, leases, processes.
 
 Nothing else in the library asks what hardware there is.
 """
@@ -10,14 +10,79 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from sdlora.errors import ConfigError, DeviceBusy, OutOfMemory
 from sdlora.files import held_lock
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_TEXT = 1024  # bytes of a text that processes exchange
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Processes that compute together, each on a device of its own; this one is `rank` (from 0) of `count`.
+
+    `card` is the CUDA device that is this one's, where there are such.
+    """
+
+    rank: int = 0
+    count: int = 1
+    card: int = 0
+    _hosts: Any = None  # torch's group of the hosts, which has no type
+
+    @classmethod
+    def joined(cls) -> "Processes":
+        """Those that `accelerate launch` or `torchrun` started, once all are there; else this one alone."""
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            return cls()
+        from accelerate import PartialState
+
+        state = PartialState(cpu=not torch.cuda.is_available())
+        # hosts wait for one another while the first draws previews
+        hosts = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=1))
+        return cls(state.process_index, state.num_processes, state.device.index or 0, hosts)
+
+    def exchange(self, text: str) -> list[str]:
+        """The texts of all processes, in the order of ranks; only their first kilobyte is told.
+
+        Waits for all. Raises RuntimeError when one has gone.
+        """
+        if self.count == 1:
+            return [text]
+        data = text.encode()[:_TEXT]
+        sent = torch.tensor(list(data.ljust(_TEXT, b"\0")), dtype=torch.uint8)
+        got = [torch.empty_like(sent) for _ in range(self.count)]
+        torch.distributed.all_gather(got, sent, group=self._hosts)
+        return [bytes(one.tolist()).rstrip(b"\0").decode(errors="ignore") for one in got]
+
+    def average(self, tensor: Tensor) -> None:
+        """`tensor` holds its mean over all processes; a device waits for the others, its host does not."""
+        if self.count > 1:
+            torch.distributed.all_reduce(tensor, group=self._group(tensor))
+            tensor /= self.count
+
+    def spread(self, tensor: Tensor) -> None:
+        """`tensor` holds what it holds in the first process."""
+        if self.count > 1:
+            torch.distributed.broadcast(tensor, 0, group=self._group(tensor))
+
+    def leave(self) -> None:
+        """The connections to the other processes are closed."""
+        if self.count > 1:
+            torch.distributed.destroy_process_group()
+
+    def _group(self, tensor: Tensor) -> Any:  # Any: as above
+        return self._hosts if tensor.device.type == "cpu" else None
+
+
+ALONE = Processes()
 
 
 @dataclass(frozen=True)
@@ -30,19 +95,28 @@ class Runtime:
 
     device: torch.device
     dtype: torch.dtype
+    processes: Processes = ALONE
 
     @classmethod
-    def choose(cls, device: str = "auto", precision: str = "auto") -> "Runtime":
+    def choose(
+        cls, device: str = "auto", precision: str = "auto", *, processes: Processes = ALONE
+    ) -> "Runtime":
         """The best device there is, or the one named; the fastest safe number format on it, or the one named.
 
-        Raises ConfigError when this machine has no such device.
+        `processes` are those that compute the same work on devices of their own. Raises ConfigError when this
+        machine has no such device.
         """
-        chosen = _device(device)
-        return cls(chosen, _DTYPES[precision] if precision != "auto" else _best_dtype(chosen))
+        chosen = _device(device, processes.card)
+        dtype = _DTYPES[precision] if precision != "auto" else _best_dtype(chosen)
+        return cls(chosen, dtype, processes)
 
     @property
     def title(self) -> str:
-        """The device in words, e.g. "NVIDIA H200" or "CPU, 8 threads"."""
+        """The device in words, e.g. "NVIDIA H200" or "CPU, 8 threads"; "2 x ..." of as many processes."""
+        return f"{self.processes.count} x {self._one}" if self.processes.count > 1 else self._one
+
+    @property
+    def _one(self) -> str:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         if self.device.type == "cpu":
@@ -165,17 +239,17 @@ def memory_told(advice: str) -> Iterator[None]:
         raise OutOfMemory("The machine's memory did not suffice.", advice) from error
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, card: int) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", 0)
+            return torch.device("cuda", card)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f'"{name}" is no device.', f"This machine has: {', '.join(_present())}.") from None
     if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", 0)
+        device = torch.device("cuda", card)
     if str(device) not in _present():
         raise ConfigError(f'This machine has no device "{name}".', f"It has: {', '.join(_present())}.")
     return device

@@ -25,6 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from sdlora.training.several import joined, shared_run
+
+    with joined() as processes:
+        job = shared_run(processes, lambda: _job(arguments))
+        return follow(job, processes, output=arguments.output, as_json=arguments.json)
+
+
+def _job(arguments: argparse.Namespace) -> "Run":
     from sdlora.training.run import Run
 
     if arguments.output:
@@ -34,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     job = Run.open(folder if folder.is_dir() or not named.is_dir() else named)
     if arguments.options:
         _change(job, arguments.options)
-    return follow(job, output=arguments.output, as_json=arguments.json)
+    return job
 
 
 def _change(job: "Run", changes: dict[str, str]) -> None:

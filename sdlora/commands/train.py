@@ -26,6 +26,7 @@ from sdlora.home import Home
 
 if TYPE_CHECKING:
     from sdlora.config import TrainConfig
+    from sdlora.runtime import Processes
     from sdlora.training.run import Run
 
 
@@ -43,18 +44,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from sdlora.training.several import joined, shared_run
+
+    with joined() as processes:
+        job = shared_run(processes, lambda: _job(arguments))
+        return follow(job, processes, output=arguments.output, as_json=arguments.json)
+
+
+def _job(arguments: argparse.Namespace) -> "Run":
+    """The run that was asked for, new or made before."""
     from sdlora.training.run import Run
 
     if arguments.output:
         require_place(arguments.output, ".safetensors")
     made_before = arguments.run is not None and (arguments.run / "config.toml").exists()
     if made_before and arguments.dataset is None:
-        job = Run.open(arguments.run)
-    elif arguments.run is not None:
-        job = Run.create_at(configuration(arguments), arguments.run)
-    else:
-        job = Run.create(configuration(arguments), Home.default().runs)
-    return follow(job, output=arguments.output, as_json=arguments.json)
+        return Run.open(arguments.run)
+    if arguments.run is not None:
+        return Run.create_at(configuration(arguments), arguments.run)
+    return Run.create(configuration(arguments), Home.default().runs)
 
 
 def configuration(arguments: argparse.Namespace) -> "TrainConfig":
@@ -92,13 +100,15 @@ def configuration(arguments: argparse.Namespace) -> "TrainConfig":
     return config
 
 
-def follow(job: "Run", *, output: Path | None, as_json: bool) -> int:
-    """Trains `job` in this process, telling its events; `output` is a copy of the adapter when it is done."""
+def follow(job: "Run", processes: "Processes", *, output: Path | None, as_json: bool) -> int:
+    """Trains `job` in these processes; the first tells its events, and copies the adapter to `output`."""
     from sdlora.training.loop import train
 
     progress = Progress(as_json=as_json)
-    with _stopping(job):
-        ended = train(job, on_event=progress)
+    with _stopping(job, processes):
+        ended = train(job, on_event=progress, processes=processes)
+    if processes.rank > 0:
+        return 0
     if output and job.adapter.exists():
         with replacing(output) as temporary:
             temporary.write_bytes(job.adapter.read_bytes())
@@ -130,12 +140,13 @@ def _code(ended: RunEnded) -> int:
 
 
 @contextmanager
-def _stopping(job: "Run") -> Iterator[None]:
+def _stopping(job: "Run", processes: "Processes") -> Iterator[None]:
     """Inside, the first Ctrl-C (or SIGTERM) asks the run to save and stop, the second one breaks off."""
 
     def ask(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.default_int_handler)
-        job.command("stop")
+        if processes.rank == 0:  # all of several get the signal
+            job.command("stop")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -7,6 +7,7 @@ device nor on the rest of the batch.
 Shapes: B batch, C latent channels, h w latents, E text encoders, L tokens, D width, P pooled width.
 """
 
+import copy
 from collections.abc import Callable, Generator, Sequence
 from itertools import count
 from pathlib import Path
@@ -133,6 +134,14 @@ class Batches:
         self._bucket_of = dict(zip((item.name for item in buckets.items), buckets.bucket_of, strict=True))
         self._longest = "" if texts else _longest_caption(family, buckets.items, config)
         self._order: tuple[int, list[tuple[Bucket, list[Draw]]]] = (-1, [])
+        self._part = slice(None)  # of every micro-batch
+
+    def part(self, number: int, *, of: int) -> "Batches":
+        """Part `number` (from 0) `of` so many: its share of the samples of each of these micro-batches."""
+        size = self.plan.batch_size // of
+        part = copy.copy(self)
+        part._part = slice(number * size, (number + 1) * size)
+        return part
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -161,6 +170,7 @@ class Batches:
     def _micro_batch(self, index: int) -> Step:
         number_of_pass, place_in_pass = divmod(index, self.batches_per_pass)
         bucket, draws = self._pass(number_of_pass)[place_in_pass]
+        draws = draws[self._part]
         samples = [self._sample(draw, bucket, number_of_pass) for draw in draws]
         captions = [sample.caption for sample in samples]
         step = Step(

@@ -44,6 +44,7 @@ class CapturedStep:
             inputs, graph = self._micro[_form(step)]
             _fill(inputs, step)
             graph.replay()
+        self._step.exchange(self._step.sums)
         assert self._update is not None
         self._update.replay()
 

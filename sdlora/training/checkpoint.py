@@ -33,8 +33,8 @@ class Fixed:
     """What may not change while a run lives.
 
     `options` are those that are not resumable, `data` maps an image's name to its bytes and caption,
-    `base` is the hash of the base's weights. Number format and CPU threads are taken over by the next
-    process, because `auto` may mean something else there.
+    `base` is the hash of the base's weights, `processes` how many train together. Number format and CPU
+    threads are taken over by the next process, because `auto` may mean something else there.
     """
 
     options: Mapping[str, Value]
@@ -42,9 +42,19 @@ class Fixed:
     base: str
     precision: str
     threads: int
+    processes: int = 1
 
     @classmethod
-    def of(cls, config: TrainConfig, dataset: Dataset, *, base: str, precision: str, threads: int) -> "Fixed":
+    def of(
+        cls,
+        config: TrainConfig,
+        dataset: Dataset,
+        *,
+        base: str,
+        precision: str,
+        threads: int,
+        processes: int = 1,
+    ) -> "Fixed":
         """That of a run as it stands now."""
         resumable = {leaf.path for leaf in options.walk(TrainConfig) if leaf.meta.resumable}
         told = {path: value for path, value in options.flatten(config).items() if path not in resumable}
@@ -52,13 +62,15 @@ class Fixed:
             item.name: f"{item.sha256} {item.mask_sha256} {item.repeats} {item.caption}"
             for item in dataset.items
         }
-        return cls(told, data, base, precision, threads)
+        return cls(told, data, base, precision, threads, processes)
 
     def require_same(self, now: "Fixed") -> None:
         """Raises RunError that names everything that differs `now`."""
         changes = [*_changed_options(self.options, now.options), *_changed_images(self.data, now.data)]
         if self.base != now.base:
             changes.append("the base is another model")
+        if self.processes != now.processes:
+            changes.append(f"processes that train together were {self.processes} and are {now.processes}")
         if changes:
             more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
             raise RunError(

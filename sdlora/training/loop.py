@@ -4,19 +4,21 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from sdlora import runtime
 from sdlora.base.hub import OnBytes
 from sdlora.config import TrainConfig
 from sdlora.contracts import Step
 from sdlora.data.batches import Batches, prepare
+from sdlora.data.items import Dataset
 from sdlora.errors import Cancelled, SdloraError, StorageError
 from sdlora.events import Event, Notice, Outcome, Phase, RunEnded, StepDone
 from sdlora.home import Home
 from sdlora.loading import load_family
 from sdlora.network.info import inspect
 from sdlora.residence import settle
-from sdlora.runtime import Runtime
+from sdlora.runtime import ALONE, Processes, Runtime
 from sdlora.training import lr, measured, preview
 from sdlora.training.checkpoint import Checkpoint
 from sdlora.training.offload import offload
@@ -24,6 +26,7 @@ from sdlora.training.results import Result, Results
 from sdlora.training.run import Run, step_of
 from sdlora.training.runner import Runner
 from sdlora.training.session import Session, Tell
+from sdlora.training.several import Crew, meet
 
 logger = logging.getLogger(__name__)
 
@@ -31,21 +34,30 @@ PARTS = 10  # checkpoints and previews of a run whose intervals are not set
 PATIENCE = 25  # steps in a row that may be left out
 
 
-def train(run: Run, *, on_event: Callable[[Event], None] | None = None) -> RunEnded:
+def train(
+    run: Run,
+    *,
+    on_event: Callable[[Event], None] | None = None,
+    processes: Processes = ALONE,
+) -> RunEnded:
     """The run is finished, or stopped because it was told to; its adapter is in its folder.
 
     It begins where its last checkpoint is. Every event is in the run's file before `on_event` gets it. Raises
-    what went wrong, after the run has recorded it.
+    what went wrong, after the run has recorded it. Of several `processes` all call this, each with the same
+    run, and the first has the events.
     """
+    first = processes.rank == 0
 
     def tell(event: Event) -> None:
+        if not first:
+            return
         run.report(event)
         if on_event is not None:
             on_event(event)
 
-    with run.locked(), _logged_to(run):
+    with run.locked() if first else contextlib.nullcontext(), _logged_to(run):
         try:
-            ended = _in_its_place(run, tell)
+            ended = _in_its_place(run, processes, tell)
         except Cancelled:
             ended = RunEnded(outcome="stopped", step=_reached(run))
         except SdloraError as error:
@@ -60,11 +72,11 @@ def train(run: Run, *, on_event: Callable[[Event], None] | None = None) -> RunEn
         return ended
 
 
-def _in_its_place(run: Run, tell: Tell) -> RunEnded:
+def _in_its_place(run: Run, processes: Processes, tell: Tell) -> RunEnded:
     """Trains on the right device, with kernels and threads that repeat what an earlier process did."""
     config, last = run.config, Checkpoint.latest(run)
     precision = last.fixed.precision if last and config.loop.precision == "auto" else config.loop.precision
-    machine = Runtime.choose(config.loop.device, precision)
+    machine = Runtime.choose(config.loop.device, precision, processes=processes)
     repeats = config.loop.deterministic or machine.device.type == "cpu"
     with (
         runtime.lease(machine.device, f"the run {run.path.name}"),
@@ -83,6 +95,7 @@ def _in_its_place(run: Run, tell: Tell) -> RunEnded:
             on_bytes=_downloading(run, tell),
         )
         session = Session.begin(run, machine, family=family, last=last, tell=tell)
+        meet(processes, "the start")
         return Loop(session, machine).go()
 
 
@@ -94,7 +107,7 @@ class Loop:
         self.machine = machine
         self.config = session.config
         self.done = session.start
-        self.stopping = False
+        self.crew = Crew(machine.processes)
         self.results = Results(session.train_step.result)
         self._runner = Runner(session, machine)
         self._skipped_in_a_row = 0
@@ -109,12 +122,13 @@ class Loop:
             return RunEnded(outcome="stopped", step=self.done)
         runtime.release(self.machine.device)
         self._settle(batches)
+        self.crew.begin(session.train_step, lambda: f"step {self.done + 1}")
         ready = self._runner.ready(forms=len(batches.plan.samples))
         with ready, contextlib.closing(batches.stream(self.done)) as stream:
             if self.done == 0:
                 self._obey()
                 self._preview_when_due()
-            while self.done < steps and not self.stopping:
+            while self.done < steps and not self.crew.stopping:
                 self._step(next(stream))
                 self._obey()
                 self._save_when_due()
@@ -124,8 +138,10 @@ class Loop:
             session.tell(Notice(text=text, hint="Give more of them with --loop.steps."))
         if self.done:
             self._tell_results(self.results.flush())
-            session.save_checkpoint(self.done)
-            self._finish()
+            self.crew.require_same(session.train_step.parameters.values())
+            if self.crew.first:
+                session.save_checkpoint(self.done)
+                self._finish()
         outcome: Outcome = "finished" if self.done >= steps else "stopped"
         return RunEnded(outcome=outcome, step=self.done, file=session.run.adapter.name if self.done else "")
 
@@ -139,20 +155,29 @@ class Loop:
         settle(family, *batches.networks)
 
     def _batches(self) -> Batches:
+        """The micro-batches of this process: its part of those that one process would make for all."""
+        loop, dataset, processes = self.config.loop, self.session.dataset, self.machine.processes
+        whole = replace(self.config, loop=replace(loop, batch_size=loop.batch_size * processes.count))
+
         def on_progress(name: str, done: int, total: int) -> None:
             self.session.tell(Phase(name=name, done=done, total=total))
             if self._told_to_stop():
                 raise Cancelled("Stopped while encoding.")
 
-        session = self.session
-        return prepare(
-            session.dataset,
-            self.config,
-            session.family,
-            cache=Home.default().cache,
-            train_text=session.trains_text,
-            on_progress=on_progress,
-        )
+        def prepared(dataset: Dataset) -> Batches:
+            return prepare(
+                dataset,
+                whole,
+                self.session.family,
+                cache=Home.default().cache,
+                train_text=self.session.trains_text,
+                on_progress=on_progress,
+            )
+
+        if processes.count > 1:  # each encodes some images, then all find everything there
+            some = replace(dataset, items=dataset.items[processes.rank :: processes.count])
+            self.crew.all_do(lambda: some.items and prepared(some))
+        return self.crew.all_do(lambda: prepared(dataset)).part(processes.rank, of=processes.count)
 
     def _step(self, micro_batches: tuple[Step, ...]) -> None:
         loop, train_step = self.config.loop, self.session.train_step
@@ -209,9 +234,11 @@ class Loop:
 
     def _obey(self) -> None:
         """The commands that lie in the run's folder are carried out."""
+        if not self.crew.first:
+            return
         for command in self.session.run.take_commands():
             if command == "stop":
-                self.stopping = True
+                self.crew.stop()
             elif command == "checkpoint":
                 self._save()
             elif command == "preview":
@@ -219,10 +246,11 @@ class Loop:
 
     def _save_when_due(self) -> None:
         if self.done % _every(self.config.loop.save_every, self.config) == 0:
+            self.crew.require_same(self.session.train_step.parameters.values())
             self._save()
 
     def _save(self) -> None:
-        if self.done:
+        if self.done and self.crew.first:
             self._tell_results(self.results.flush())
             self.session.save_checkpoint(self.done)
             self.results.restart()
@@ -230,7 +258,7 @@ class Loop:
     def _preview_when_due(self) -> None:
         every = self.config.preview.every
         last = self.done == self.config.loop.steps
-        if every >= 0 and (last or self.done % _every(every, self.config) == 0):
+        if self.crew.first and every >= 0 and (last or self.done % _every(every, self.config) == 0):
             self._preview()
 
     def _preview(self) -> None:
@@ -241,8 +269,9 @@ class Loop:
         self.results.restart()
 
     def _told_to_stop(self) -> bool:
-        self.stopping = self.stopping or self.session.run.told_to_stop()
-        return self.stopping
+        if self.session.run.told_to_stop():
+            self.crew.stop()
+        return self.crew.asked
 
 
 def _every(interval: int, config: TrainConfig) -> int:

@@ -17,7 +17,9 @@ from sdlora.data.items import Dataset
 from sdlora.network import rounding
 
 
-def training_metadata(config: TrainConfig, family: Family, dataset: Dataset, *, step: int) -> dict[str, str]:
+def training_metadata(
+    config: TrainConfig, family: Family, dataset: Dataset, *, step: int, processes: int = 1
+) -> dict[str, str]:
     """The texts of an adapter after `step` steps; `sdlora.config` is the whole configuration as TOML."""
     loop, output, size = config.loop, config.output, config.data.resolution or family.native_size
     trigger = config.data.captions.trigger.strip()
@@ -35,7 +37,7 @@ def training_metadata(config: TrainConfig, family: Family, dataset: Dataset, *, 
         "ss_seed": str(loop.seed),
         "ss_steps": str(step),
         "ss_max_train_steps": str(loop.steps),
-        "ss_total_batch_size": str(loop.batch_size * loop.accumulate),
+        "ss_total_batch_size": str(loop.batch_size * loop.accumulate * processes),
         "ss_batch_size_per_device": str(loop.batch_size),
         "ss_gradient_accumulation_steps": str(loop.accumulate),
         "ss_gradient_checkpointing": str(loop.checkpointing),

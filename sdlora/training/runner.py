@@ -74,7 +74,8 @@ class Runner:
 
     def _done(self, micro_batches: Sequence[Step], step: int) -> bool:
         # Apart from what follows a failure, because an error that is being handled holds on to its memory.
-        runtime.seed(self.loop.seed, step)
+        processes = self.machine.processes  # each with draws of its own, for samples of its own
+        runtime.seed(self.loop.seed, step * processes.count + processes.rank)
         micro_batches = self._ladder.parted(micro_batches)
         try:
             if self._captured is not None:

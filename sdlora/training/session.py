@@ -59,6 +59,7 @@ class Session:
             base=family.hash,
             precision=machine.precision,
             threads=torch.get_num_threads(),
+            processes=machine.processes.count,
         )
         if last is not None:
             last.fixed.require_same(fixed)
@@ -108,7 +109,9 @@ class Session:
                 path,
                 self.network.adapters,
                 family_name=self.family.name,
-                metadata=training_metadata(self.config, self.family, self.dataset, step=step),
+                metadata=training_metadata(
+                    self.config, self.family, self.dataset, step=step, processes=self.fixed.processes
+                ),
                 dtype=output.dtype,
                 format="peft" if output.format == "peft" else "kohya",
             )

@@ -7,7 +7,7 @@ device decides by itself: clipping, loss scale and leaving out are two scalars h
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,7 +30,10 @@ class TrainStep:
         self.working = network.computing_in(family.dtype)
         self._masters: list[Tensor] = list(self.parameters.values())
         self._leaves: list[Tensor] = list(self.working.parameters())
-        self._gradient, self._grads = _flat(self._masters)
+        # gradient and loss in one piece, which several processes `exchange` for its mean before the update
+        self.sums, self._grads = _flat(self._masters, more=1)
+        self._gradient, self._loss = self.sums[:-1], self.sums[-1]
+        self.exchange: Callable[[Tensor], None] = lambda sums: None
         # gradients of another number format arrive here, in one copy for all
         self._arrived, self._arrivals = _flat(self._masters if self.working is not network else [])
         self.optimizer = _optimizer(network, config.optimizer, self._grads)
@@ -40,7 +43,6 @@ class TrainStep:
         self.result = torch.zeros(3, device=family.device)
         self._objective: Objective = config.objective
         self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self._loss = torch.zeros((), device=family.device)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -60,6 +62,7 @@ class TrainStep:
         """One optimizer step, call by call."""
         for step in micro_batches:
             self.accumulate(step.map(lambda part: part.to(self.family.device, non_blocking=True)))
+        self.exchange(self.sums)
         self.update()
 
     def accumulate(self, step: Step) -> None:
@@ -92,8 +95,7 @@ class TrainStep:
 
     def forget(self) -> None:
         """No gradient is accumulated."""
-        self._loss.zero_()
-        self._gradient.zero_()
+        self.sums.zero_()
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by name; filling these tensors restores it."""
@@ -117,7 +119,7 @@ class TrainStep:
 
     def tensors(self) -> list[Tensor]:
         """Everything that `accumulate` and `update` change."""
-        return [*self.state().values(), self._gradient, self._loss, self.result]
+        return [*self.state().values(), self.sums, self.result]
 
     def _collect(self, grads: tuple[Tensor, ...]) -> None:
         if self._arrivals:
@@ -135,11 +137,14 @@ class TrainStep:
         return conditioning if step.sizes is None else dataclasses.replace(conditioning, sizes=step.sizes)
 
 
-def _flat(like: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Zeros, fp32 in one stretch of memory, and the parts of it that have the shapes of `like`."""
+def _flat(like: Sequence[Tensor], *, more: int = 0) -> tuple[Tensor, list[Tensor]]:
+    """Zeros, fp32 in one stretch of memory, and the parts of it that have the shapes of `like`.
+
+    `more` numbers follow those parts.
+    """
     sizes = [tensor.numel() for tensor in like]
-    whole = torch.zeros(sum(sizes), device=like[0].device if like else None)
-    parts = torch.split(whole, sizes)
+    whole = torch.zeros(sum(sizes) + more, device=like[0].device if like else None)
+    parts = torch.split(whole[: sum(sizes)], sizes)
     return whole, [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
 

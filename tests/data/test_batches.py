@@ -104,6 +104,15 @@ def test_accumulation_splits_the_same_stream(made: Maker) -> None:
     assert accumulated.steps_per_pass * 3 == plain.steps_per_pass == plain.batches_per_pass
 
 
+def test_parts_of_batches_are_the_batches_of_one(made: Maker) -> None:
+    whole = made(loop__batch_size=4, **VARYING)
+    parts = [whole.part(number, of=2) for number in range(2)]
+    for step in range(whole.batches_per_pass + 1):
+        halves = [list(tensors(part.at(step))) for part in parts]
+        joined = [torch.cat(pair) for pair in zip(*halves, strict=True)]
+        assert all(torch.equal(a, b) for a, b in zip(joined, tensors(whole.at(step)), strict=True))
+
+
 def test_one_mask_gives_every_batch_a_mask(made: Maker) -> None:
     draw((64, 64), "white").save(made.folder / "0-red-masklabel.png")
     batches = made()

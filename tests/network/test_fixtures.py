@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdlora.families import FAMILIES
-from sdlora.network import keys
 from sdlora.network.codec import AdapterFile
 from sdlora.network.names import to_sgm
 from tests.network import oracle
@@ -48,17 +46,3 @@ def test_every_layer_of_sd_scripts_files_matches(name: str) -> None:
         assert flattened[:3].tolist() == pytest.approx(fact["first"], rel=1e-5)
         assert float(flattened[-1]) == pytest.approx(fact["last"], rel=1e-5)
     assert not left
-
-
-@pytest.mark.skipif(not FOLDER, reason="SDLORA_FIXTURES names no folder of adapter files")
-@pytest.mark.parametrize("name", FILES)
-def test_our_keys_of_the_same_layers_are_those_of_sd_scripts(name: str) -> None:
-    family = FILES[name][0]()
-    file = AdapterFile.open(Path(FOLDER) / f"{name}.safetensors")
-    prefixes = FAMILIES.get(family.name).file_prefixes
-    ours = {
-        keys.kohya(layer, suffix, prefix=prefixes[layer.component], sgm=family.name in keys.SGM_FAMILIES)
-        for layer, adapter in file.resolve(family).adapters.items()
-        for suffix in adapter.tensors()
-    }
-    assert ours == set(file.container.entries)

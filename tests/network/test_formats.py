@@ -23,7 +23,7 @@ def test_every_kind_is_exact_in_kohyas_keys() -> None:
 
 
 @pytest.mark.skipif("SDLORA_FIXTURES" not in os.environ, reason="SDLORA_FIXTURES names no adapter files")
-@pytest.mark.parametrize("name", ["kohya-sd15-r2", "kohya-sdxl-r1"])
+@pytest.mark.parametrize("name", ["kohya-sd15-r2", "kohya-sd15-locon-r1", "kohya-sdxl-r1"])
 def test_files_written_again_have_sd_scripts_keys(name: str, tmp_path: Path) -> None:
     family = oracle.sdxl() if "sdxl" in name else oracle.sd15()
     file = AdapterFile.open(Path(os.environ["SDLORA_FIXTURES"]) / f"{name}.safetensors")

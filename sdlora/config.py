@@ -140,14 +140,14 @@ class LoopSpec:
     device: str = option("auto", "Where to train: auto, cpu, cuda, cuda:1, mps", resumable=True)
     deterministic: bool = option(
         False,
-        "On a GPU too, the same bits every time and after every resume; a fifth slower (a CPU repeats its bits"
-        " anyway)",
+        "The same bits every time and after every resume on a GPU too, a fifth slower; a CPU repeats its"
+        " bits anyway",
         label="Repeat to the bit",
     )
     compile: str = option(
         "auto",
-        "Fused kernels for the base's blocks by torch.compile, which takes a minute or two once; `auto` when an"
-        " NVIDIA GPU's run is long enough to repay it",
+        "Fused kernels for the base's blocks by torch.compile, which takes a minute or two once; `auto` does"
+        " it when a run on an NVIDIA GPU is long enough to repay it",
         choices=("auto", "always", "never"),
     )
     capture: bool = option(

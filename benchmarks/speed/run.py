@@ -11,6 +11,7 @@ import argparse
 import gc
 import json
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -133,8 +134,8 @@ def ceiling(device: torch.device, dtype: torch.dtype) -> float:
     return 10 * 2 * size**3 / (time.perf_counter() - begin) / 1e12
 
 
-def measure(name: str, machine: Runtime, folder: Path, *, steps: int, rounds: int) -> list[Row]:
-    """All rows of one base, each the best of `rounds` that take turns."""
+def measure(name: str, machine: Runtime, folder: Path, *, steps: int, rounds: int, wanted: str) -> list[Row]:
+    """All rows of one base whose titles match `wanted`, each the best of `rounds` that take turns."""
     side = {"builtin": 128, "sd1": 512, "sdxl": 1024}[name]
     make_pictures(folder / f"pictures-{side}", side)
     if name == "builtin":
@@ -146,17 +147,19 @@ def measure(name: str, machine: Runtime, folder: Path, *, steps: int, rounds: in
             "batch 1": {},
             "batch 4": {"loop__batch_size": 4},
             "batch 1, text encoder too": {"adapter__text_encoder": True},
-            "batch 1, any kernels": {"loop__deterministic": False},
+            "batch 1, repeating its bits": {"loop__deterministic": True},
+            "batch 1, compiled": {"loop__compile": "always"},
         }
     few = max(10, steps // 4)
     rows: dict[str, Row] = {}
     for _ in range(rounds):
-        for title, changes in kinds.items():
+        for title in filter(lambda title: re.search(wanted, title), kinds):
+            changes = kinds[title]
             keep(rows, ours(family, machine, folder, f"{name} {title}", loop__steps=steps, **changes))
-        if machine.device.type == "cuda":
+        if machine.device.type == "cuda" and re.search(wanted, "batch 1 uncaptured"):
             slow = {"loop__capture": False, "loop__steps": few}
             keep(rows, ours(family, machine, folder, f"{name} batch 1 uncaptured", **slow))
-        for batch in (1, 4):
+        for batch in filter(lambda batch: re.search(wanted, f"batch {batch} plain loop"), (1, 4)):
             keep(rows, theirs(family, f"{name} batch {batch} plain loop", batch=batch, steps=few))
     return list(rows.values())
 
@@ -191,6 +194,7 @@ def main() -> None:
     parser.add_argument("bases", nargs="*", help="builtin, sd1 or sdxl; builtin when none is named")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--rounds", type=int, default=1, help="measure everything so often, keep the best")
+    parser.add_argument("--rows", default="", help="measure only rows whose titles match this pattern")
     parser.add_argument("--output", type=Path, default=Path("."))
     arguments = parser.parse_args()
     bases = arguments.bases or ["builtin"]
@@ -203,7 +207,14 @@ def main() -> None:
         rows = [
             row
             for name in bases
-            for row in measure(name, machine, Path(folder), steps=arguments.steps, rounds=arguments.rounds)
+            for row in measure(
+                name,
+                machine,
+                Path(folder),
+                steps=arguments.steps,
+                rounds=arguments.rounds,
+                wanted=arguments.rows,
+            )
         ]
     table = {"device": machine.title, "ceiling_tflops": limit, "rows": [asdict(row) for row in rows]}
     (arguments.output / "speed.json").write_text(json.dumps(table, indent=1))

@@ -121,13 +121,17 @@ class Lora(Adapter):
         return change - self._through(x, layer, self.down_start, self.up_start)
 
     def adapted(self, x: Tensor, layer: nn.Module, plain: Callable[[Tensor], Tensor]) -> Tensor:
-        """plain(x) + scale * up(down(x)), for frozen linear layers in one function that adds as it multiplies."""
-        fused = type(layer) is nn.Linear and layer.weight.dtype == x.dtype and not layer.weight.requires_grad
-        if not fused or self.dropout or self.up_start is not None:
+        """plain(x) + scale * up(down(x)), in one function where a frozen linear layer allows it."""
+        if not self.plain_on(layer, x):
             return super().adapted(x, layer, plain)
         down, up = self.down.to(x.dtype), self.up.to(x.dtype)
         out: Tensor = _Adapted.apply(x, layer.weight, layer.bias, down, up, self.scale)  # type: ignore[no-untyped-call]  # torch's gap
         return out
+
+    def plain_on(self, layer: nn.Module, x: Tensor) -> bool:
+        """Whether this adds two products and nothing else to what a frozen linear layer answers to x."""
+        frozen = type(layer) is nn.Linear and layer.weight.dtype == x.dtype and not layer.weight.requires_grad
+        return frozen and not self.dropout and self.up_start is None
 
     def _through(self, x: Tensor, layer: nn.Module, down: Tensor, up: Tensor) -> Tensor:
         down, up = down.to(x.dtype), up.to(x.dtype)

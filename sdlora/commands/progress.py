@@ -51,9 +51,11 @@ class Teller:
 class Progress:
     """Tells the events of one run as they come."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool, name: str = "", teller: Teller | None = None) -> None:
+        """`name` says which of several runs it is; they tell through one `teller`."""
         self._as_json = as_json
-        self._teller = Teller(silent=as_json)
+        self._name = name
+        self._teller = teller or Teller(silent=as_json)
         self._steps = 0  # known from RunStarted on
         self._loss = 0.0
         self._seconds = 0.0
@@ -62,14 +64,18 @@ class Progress:
         """`event` is told on standard error; with JSON on standard output."""
         if self._as_json:
             fields = {"type": type(event).__name__, **dataclasses.asdict(event)}
+            fields |= {"run": self._name} if self._name else {}
             print(json.dumps(fields, ensure_ascii=False), flush=True)
         elif isinstance(event, StepDone):
-            self._teller.move(self._step(event), last=event.step == self._steps)
+            self._teller.move(self._named(self._step(event)), last=event.step == self._steps)
         elif isinstance(event, Phase):
             done = event.done == event.total
-            self._teller.move(f"{event.name}: {event.done} of {event.total}", last=done)
+            self._teller.move(self._named(f"{event.name}: {event.done} of {event.total}"), last=done)
         else:
-            self._teller.say(self._words(event))
+            self._teller.say(self._named(self._words(event)))
+
+    def _named(self, text: str) -> str:
+        return f"{self._name}: {text}" if self._name else text
 
     def _words(self, event: Event) -> str:
         if isinstance(event, RunStarted):

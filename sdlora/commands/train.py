@@ -5,13 +5,17 @@ options of the tree (`sdlora options` lists them) win over both:
 
   sdlora train datasets/ink-style --output ink.safetensors --loop.steps 400 --adapter.rank 16
 
+Several runs that share a base cost little more than one when they are trained in one pass:
+
+  sdlora train datasets/ink-style --sweep optimizer.lr=1e-4,3e-4 --sweep adapter.rank=4,16 --output sweep/
+
 Ctrl-C stops after the present step and saves; `sdlora resume RUN` goes on exactly there.
 """
 
 import argparse
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -32,7 +36,16 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "dataset", nargs="?", help="a folder of images and captions, or the name of one in datasets/"
+        "dataset",
+        nargs="*",
+        help="a folder of images and captions, or the name of one in datasets/; several are one pass",
+    )
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE,VALUE",
+        help="a run for every value, all in one pass; several sweeps give every combination",
     )
     parser.add_argument("--base", help="builtin, a folder, a .safetensors file or a Hub id")
     parser.add_argument("--output", type=Path, help="where the adapter is put as well, e.g. my.safetensors")
@@ -44,8 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from sdlora.commands import together
     from sdlora.training.several import joined, shared_run
 
+    if arguments.sweep or len(arguments.dataset) > 1:
+        return together.run(arguments)
+    arguments.dataset = next(iter(arguments.dataset), None)
     with joined() as processes:
         job = shared_run(processes, lambda: _job(arguments))
         return follow(job, processes, output=arguments.output, as_json=arguments.json)
@@ -105,7 +122,7 @@ def follow(job: "Run", processes: "Processes", *, output: Path | None, as_json: 
     from sdlora.training.loop import train
 
     progress = Progress(as_json=as_json)
-    with _stopping(job, processes):
+    with stopping([job] if processes.rank == 0 else []):  # all of several processes get the signal
         ended = train(job, on_event=progress, processes=processes)
     if processes.rank > 0:
         return 0
@@ -140,12 +157,12 @@ def _code(ended: RunEnded) -> int:
 
 
 @contextmanager
-def _stopping(job: "Run", processes: "Processes") -> Iterator[None]:
-    """Inside, the first Ctrl-C (or SIGTERM) asks the run to save and stop, the second one breaks off."""
+def stopping(jobs: "Sequence[Run]") -> Iterator[None]:
+    """Inside, the first Ctrl-C (or SIGTERM) asks the runs to save and stop, the second one breaks off."""
 
     def ask(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.default_int_handler)
-        if processes.rank == 0:  # all of several get the signal
+        for job in jobs:
             job.command("stop")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

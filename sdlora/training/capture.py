@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdlora.contracts import Step
 from sdlora.errors import SdloraError
-from sdlora.training.step import TrainStep
+from sdlora.training.step import OptimizerStep
 
 _WARM_UP = 2  # calls before recording, in which libraries choose their kernels and workspaces
 
@@ -25,7 +25,7 @@ class CaptureError(SdloraError):
 class CapturedStep:
     """Runs `train_step` by replaying it."""
 
-    def __init__(self, train_step: TrainStep) -> None:
+    def __init__(self, train_step: OptimizerStep) -> None:
         self._step = train_step
         self._stream = torch.cuda.Stream(train_step.family.device)  # type: ignore[no-untyped-call]  # torch's gap
         self._pool = torch.cuda.graph_pool_handle()
@@ -38,13 +38,13 @@ class CapturedStep:
         Raises torch's OutOfMemoryError likewise.
         """
         for step in micro_batches:
-            if _form(step) not in self._micro:
+            if form_of(step) not in self._micro:
                 self._record(step)
         for step in micro_batches:
-            inputs, graph = self._micro[_form(step)]
+            inputs, graph = self._micro[form_of(step)]
             _fill(inputs, step)
             graph.replay()
-        self._step.exchange(self._step.sums)
+        self._step.exchange()
         assert self._update is not None
         self._update.replay()
 
@@ -55,13 +55,13 @@ class CapturedStep:
             _fill(inputs, step)
             with _unchanged(self._step.tensors()), torch.random.fork_rng([device]):
                 self._warm_up(inputs)
-                self._micro[_form(step)] = inputs, self._graph(lambda: self._step.accumulate(inputs))
+                self._micro[form_of(step)] = inputs, self._graph(lambda: self._step.accumulate(inputs))
                 if self._update is None:
                     self._update = self._graph(self._step.update)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            self._micro.pop(_form(step), None)
+            self._micro.pop(form_of(step), None)
             raise CaptureError(f"The training step could not be captured: {_first_line(error)}.") from error
 
     def _warm_up(self, inputs: Step) -> None:
@@ -92,17 +92,17 @@ def _unchanged(tensors: Sequence[Tensor]) -> Iterator[None]:
 
 
 def _fill(inputs: Step, step: Step) -> None:
-    for target, value in zip(_parts(inputs), _parts(step), strict=True):
+    for target, value in zip(parts_of(inputs), parts_of(step), strict=True):
         target.copy_(value, non_blocking=True)
 
 
-def _form(step: Step) -> tuple[object, ...]:
+def form_of(step: Step) -> tuple[object, ...]:
     """What a recorded step is bound to: which parts there are, their shapes and number formats."""
     present = tuple(part is not None for part in step)
-    return (present, *((tuple(part.shape), part.dtype) for part in _parts(step)))
+    return (present, *((tuple(part.shape), part.dtype) for part in parts_of(step)))
 
 
-def _parts(step: Step) -> list[Tensor]:
+def parts_of(step: Step) -> list[Tensor]:
     """All tensors of a step, in one order."""
     parts: list[Tensor] = []
 

@@ -17,9 +17,10 @@ from sdlora.training.recompute import Parts, recomputed
 class Ladder:
     """How far down the steps of a run are."""
 
-    def __init__(self, loop: LoopSpec) -> None:
+    def __init__(self, loop: LoopSpec, *, whole: bool = False) -> None:
+        """Micro-batches that are `whole` are not parted."""
         self._recomputing: Parts | None = "blocks" if loop.checkpointing else None
-        self._most = loop.batch_size  # samples a micro-batch
+        self._most = 0 if whole else loop.batch_size  # samples a micro-batch; 0 is any number
 
     def descend(self) -> str:
         """One thing more is given up: what that is, in words. Empty when nothing is left to give up."""
@@ -41,6 +42,8 @@ class Ladder:
 
     def parted(self, micro_batches: Sequence[Step]) -> tuple[Step, ...]:
         """The micro-batches in parts that are small enough, and whose gradients add up to theirs."""
+        if not self._most:
+            return tuple(micro_batches)
         return tuple(part for step in micro_batches for part in _parted(step, self._most))
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from sdlora import runtime
 from sdlora.base.hub import OnBytes
 from sdlora.config import TrainConfig
-from sdlora.contracts import Step
+from sdlora.contracts import Family, Step
 from sdlora.data.batches import Batches, prepare
 from sdlora.data.items import Dataset
 from sdlora.errors import Cancelled, SdloraError, StorageError
@@ -55,21 +55,38 @@ def train(
         if on_event is not None:
             on_event(event)
 
-    with run.locked() if first else contextlib.nullcontext(), _logged_to(run):
+    with recorded(run, tell, alone=first) as told:
         try:
-            ended = _in_its_place(run, processes, tell)
+            ended = _in_its_place(run, processes, told)
         except Cancelled:
             ended = RunEnded(outcome="stopped", step=_reached(run))
+        told(ended)
+        return ended
+
+
+@contextlib.contextmanager
+def recorded(run: Run, tell: Tell, *, alone: bool = True) -> Iterator[Tell]:
+    """Inside, the run is this process's `alone`; what goes wrong before its end is told as its end."""
+    ends: list[RunEnded] = []
+
+    def told(event: Event) -> None:
+        if isinstance(event, RunEnded):
+            ends.append(event)
+        tell(event)
+
+    with run.locked() if alone else contextlib.nullcontext(), _logged_to(run):
+        try:
+            yield told
         except SdloraError as error:
-            _tell_failure(tell, run, error.message, error.hint)
+            if not ends:
+                _tell_failure(tell, run, error.message, error.hint)
             raise
         except Exception as error:  # the edge of the process: a run always says how it ended
             logger.exception("unforeseen")
             text = f"Something unforeseen went wrong: {type(error).__name__}: {error}."
-            _tell_failure(tell, run, text, f"The details are in {run.path / 'log.txt'}.")
+            if not ends:
+                _tell_failure(tell, run, text, f"The details are in {run.path / 'log.txt'}.")
             raise
-        tell(ended)
-        return ended
 
 
 def _in_its_place(run: Run, processes: Processes, tell: Tell) -> RunEnded:
@@ -81,22 +98,28 @@ def _in_its_place(run: Run, processes: Processes, tell: Tell) -> RunEnded:
     with (
         runtime.lease(machine.device, f"the run {run.path.name}"),
         runtime.kernels(deterministic=repeats, threads=last.fixed.threads if last else 0),
-        runtime.memory_told(_advice(config)),
+        runtime.memory_told(advice(config)),
     ):
-        tell(Phase(name="loading the base", done=0, total=1))
-        family = load_family(
-            config.base.model,
-            device=machine.device,
-            dtype=machine.dtype,
-            family=config.base.family,
-            prediction=config.base.prediction,
-            roots=Home.default().model_folders,
-            waiting=True,
-            on_bytes=_downloading(run, tell),
-        )
+        family = loaded(run, machine, tell)
         session = Session.begin(run, machine, family=family, last=last, tell=tell)
         meet(processes, "the start")
         return Loop(session, machine).go()
+
+
+def loaded(run: Run, machine: Runtime, tell: Tell) -> Family:
+    """The run's base, on the machine's device."""
+    base = run.config.base
+    tell(Phase(name="loading the base", done=0, total=1))
+    return load_family(
+        base.model,
+        device=machine.device,
+        dtype=machine.dtype,
+        family=base.family,
+        prediction=base.prediction,
+        roots=Home.default().model_folders,
+        waiting=True,
+        on_bytes=_downloading(run, tell),
+    )
 
 
 class Loop:
@@ -104,45 +127,73 @@ class Loop:
 
     def __init__(self, session: Session, machine: Runtime) -> None:
         self.session = session
+        self.runner = Runner(session, machine)
         self.machine = machine
         self.config = session.config
         self.done = session.start
         self.crew = Crew(machine.processes)
         self.results = Results(session.train_step.result)
-        self._runner = Runner(session, machine)
         self._skipped_in_a_row = 0
         self._seconds: deque[float] = deque(maxlen=200)
 
     def go(self) -> RunEnded:
         """All steps that remain are done, or those until the run is told to stop."""
-        session, steps = self.session, self.config.loop.steps
+        if self.begin():
+            with self.runner.ready(forms=self.forms):
+                for micro_batches in self.course():
+                    self.runner.run(micro_batches, step=self.done)
+        return self.end()
+
+    def begin(self) -> bool:
+        """Everything is ready for the first step. False when the run was told to stop before."""
         try:
-            batches = self._batches()
+            self._micro_batches = self._batches()
         except Cancelled:
-            return RunEnded(outcome="stopped", step=self.done)
+            self.crew.stop()
+            return False
         runtime.release(self.machine.device)
-        self._settle(batches)
-        self.crew.begin(session.train_step, lambda: f"step {self.done + 1}")
-        ready = self._runner.ready(forms=len(batches.plan.samples))
-        with ready, contextlib.closing(batches.stream(self.done)) as stream:
+        self._settle(self._micro_batches)
+        self.crew.begin(self.session.train_step, lambda: f"step {self.done + 1}")
+        return True
+
+    @property
+    def forms(self) -> int:
+        """In how many forms micro-batches come."""
+        return len(self._micro_batches.plan.samples)
+
+    def course(self) -> Iterator[tuple[Step, ...]]:
+        """The micro-batches of step after step; before the next are asked for, a step was made of them.
+
+        Between steps it obeys, saves and draws.
+        """
+        loop, train_step = self.config.loop, self.session.train_step
+        if self.session.start >= loop.steps:
+            text = f"All {self.session.start} steps of this run were done already."
+            self.session.tell(Notice(text=text, hint="Give more of them with --loop.steps."))
+        with contextlib.closing(self._micro_batches.stream(self.done)) as stream:
             if self.done == 0:
                 self._obey()
                 self._preview_when_due()
-            while self.done < steps and not self.crew.stopping:
-                self._step(next(stream))
+            while self.done < loop.steps and not self.crew.stopping:
+                share = lr.factor(self.config.schedule, self.done, steps=loop.steps)
+                rate = train_step.prepare(self.done, lr_factor=share)
+                yield next(stream)
+                self.done += 1
+                self._tell_results(self.results.push(self.done, lr=rate))
                 self._obey()
                 self._save_when_due()
                 self._preview_when_due()
-        if session.start >= steps:
-            text = f"All {session.start} steps of this run were done already."
-            session.tell(Notice(text=text, hint="Give more of them with --loop.steps."))
+
+    def end(self) -> RunEnded:
+        """What was learned is saved."""
+        session = self.session
         if self.done:
             self._tell_results(self.results.flush())
             self.crew.require_same(session.train_step.parameters.values())
             if self.crew.first:
                 session.save_checkpoint(self.done)
                 self._finish()
-        outcome: Outcome = "finished" if self.done >= steps else "stopped"
+        outcome: Outcome = "finished" if self.done >= self.config.loop.steps else "stopped"
         return RunEnded(outcome=outcome, step=self.done, file=session.run.adapter.name if self.done else "")
 
     def _settle(self, batches: Batches) -> None:
@@ -179,14 +230,6 @@ class Loop:
             self.crew.all_do(lambda: some.items and prepared(some))
         return self.crew.all_do(lambda: prepared(dataset)).part(processes.rank, of=processes.count)
 
-    def _step(self, micro_batches: tuple[Step, ...]) -> None:
-        loop, train_step = self.config.loop, self.session.train_step
-        share = lr.factor(self.config.schedule, self.done, steps=loop.steps)
-        rate = train_step.prepare(self.done, lr_factor=share)
-        self._runner.run(micro_batches, step=self.done)
-        self.done += 1
-        self._tell_results(self.results.push(self.done, lr=rate))
-
     def _tell_results(self, results: Iterator[Result]) -> None:
         for result in results:
             if result.skipped:
@@ -194,7 +237,7 @@ class Loop:
                 continue
             self._skipped_in_a_row = 0
             self._seconds.append(result.seconds)
-            self._runner.took(result.seconds, remaining=self.config.loop.steps - self.done)
+            self.runner.took(result.seconds, remaining=self.config.loop.steps - self.done)
             self.session.tell(
                 StepDone(
                     step=result.step,
@@ -278,7 +321,8 @@ def _every(interval: int, config: TrainConfig) -> int:
     return interval or max(1, config.loop.steps // PARTS)
 
 
-def _advice(config: TrainConfig) -> str:
+def advice(config: TrainConfig) -> str:
+    """How a run could do with less memory, in words."""
     loop = config.loop
     ways = [
         f"lower loop.batch_size (it is {loop.batch_size}; loop.accumulate keeps the effective batch)"

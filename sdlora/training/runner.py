@@ -8,12 +8,14 @@ import importlib.util
 import statistics
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 
 from sdlora import runtime
 from sdlora.base.stored import unpacked_twice
-from sdlora.contracts import Step
+from sdlora.config import TrainConfig
+from sdlora.contracts import Family, Step
 from sdlora.events import Notice
 from sdlora.network.attach import attached
 from sdlora.runtime import Runtime
@@ -21,22 +23,37 @@ from sdlora.training.capture import CapturedStep, CaptureError
 from sdlora.training.compile import compiled, repays
 from sdlora.training.fused import fused, hindrance
 from sdlora.training.ladder import Ladder
-from sdlora.training.session import Session
+from sdlora.training.session import Tell
+from sdlora.training.step import OptimizerStep, run
 
 _TRIAL = 50  # steps after which it is known how long one takes
+
+
+class Work(Protocol):
+    """Whose steps are run: a session, or several that train together."""
+
+    @property
+    def config(self) -> TrainConfig: ...
+    @property
+    def family(self) -> Family: ...
+    @property
+    def train_step(self) -> OptimizerStep: ...
+    @property
+    def tell(self) -> Tell: ...
 
 
 class Runner:
     """Runs the steps of a session."""
 
-    def __init__(self, session: Session, machine: Runtime) -> None:
+    def __init__(self, session: Work, machine: Runtime, *, whole: bool = False) -> None:
+        """Micro-batches stay `whole` where they cannot be parted when memory does not suffice."""
         self.session = session
         self.machine = machine
         self.loop = session.config.loop
         self._on_cuda = machine.device.type == "cuda"
         self._capturing = self.loop.capture and self._on_cuda and not self.loop.offload
         self._compiling = self.loop.compile == "always"
-        self._ladder = Ladder(self.loop)
+        self._ladder = Ladder(self.loop, whole=whole)
         self._fusing = False
         self._captured: CapturedStep | None = None
         self._changes = contextlib.ExitStack()
@@ -81,7 +98,7 @@ class Runner:
             if self._captured is not None:
                 self._captured.run(micro_batches)
             else:
-                self.session.train_step.run(micro_batches)
+                run(self.session.train_step, micro_batches)
         except torch.OutOfMemoryError:
             given_up = self._ladder.descend()
             if not given_up:

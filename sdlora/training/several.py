@@ -94,7 +94,7 @@ class Crew:
             self._meet(where())
             self.processes.average(sums)
 
-        train_step.exchange = exchange
+        train_step.share = exchange
 
     def require_same(self, tensors: Iterable[Tensor]) -> None:
         """Raises SdloraError when `tensors` (fp32) have other bits in another process."""

@@ -8,6 +8,7 @@ device decides by itself: clipping, loss scale and leaving out are two scalars h
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +21,27 @@ from sdlora.training.ema import Ema
 from sdlora.training.scale import LossScale
 
 
+class OptimizerStep(Protocol):
+    """What runs as it stands or captured: `accumulate` for each micro-batch, `exchange`, `update`."""
+
+    family: Family
+    working: Network
+
+    def accumulate(self, step: Step) -> None: ...
+    def exchange(self) -> None: ...
+    def update(self) -> None: ...
+    def forget(self) -> None: ...
+    def tensors(self) -> list[Tensor]: ...
+
+
+def run(step: OptimizerStep, micro_batches: Iterable[Step]) -> None:
+    """One optimizer step, call by call."""
+    for micro_batch in micro_batches:
+        step.accumulate(micro_batch.map(lambda part: part.to(step.family.device, non_blocking=True)))
+    step.exchange()
+    step.update()
+
+
 class TrainStep:
     """The optimizer step of `network`, whose `working` form must be attached to `family` while it runs."""
 
@@ -29,11 +51,11 @@ class TrainStep:
         self.parameters = dict(network.named_parameters())
         self.working = network.computing_in(family.dtype)
         self._masters: list[Tensor] = list(self.parameters.values())
-        self._leaves: list[Tensor] = list(self.working.parameters())
-        # gradient and loss in one piece, which several processes `exchange` for its mean before the update
+        self.leaves: list[Tensor] = list(self.working.parameters())
+        # gradient and loss in one piece, which several processes `share` for its mean before the update
         self.sums, self._grads = _flat(self._masters, more=1)
         self._gradient, self._loss = self.sums[:-1], self.sums[-1]
-        self.exchange: Callable[[Tensor], None] = lambda sums: None
+        self.share: Callable[[Tensor], None] = lambda sums: None
         # gradients of another number format arrive here, in one copy for all
         self._arrived, self._arrivals = _flat(self._masters if self.working is not network else [])
         self.optimizer = _optimizer(network, config.optimizer, self._grads)
@@ -48,7 +70,7 @@ class TrainStep:
     def refresh(self) -> None:
         """What the layers compute with is what was learned so far."""
         if self._arrivals:
-            torch._foreach_copy_(self._leaves, self._masters)
+            torch._foreach_copy_(self.leaves, self._masters)
 
     def prepare(self, step: int, *, lr_factor: float) -> float:
         """The numbers of `step` lie where the device reads them. Returns the UNet's learning rate."""
@@ -58,21 +80,34 @@ class TrainStep:
             self.ema.prepare(step)
         return self._peaks[0] * lr_factor
 
-    def run(self, micro_batches: Iterable[Step]) -> None:
-        """One optimizer step, call by call."""
-        for step in micro_batches:
-            self.accumulate(step.map(lambda part: part.to(self.family.device, non_blocking=True)))
-        self.exchange(self.sums)
-        self.update()
+    def exchange(self) -> None:
+        """Loss and gradient are the means of those of all processes."""
+        self.share(self.sums)
 
     def accumulate(self, step: Step) -> None:
         """The gradient of the mean loss of `step` is added to that of the optimizer step."""
         self.refresh()
+        loss = self.counted(self.losses(step))
+        self.collect(torch.autograd.grad(loss, self.leaves, materialize_grads=True))
+
+    def losses(self, step: Step) -> Tensor:
+        """The loss of each sample [B]."""
         conditioned = step._replace(conditioning=self._conditioning(step), tokens=None, sizes=None)
-        loss = self._objective.loss(self.family, conditioned).mean() / self.config.loop.accumulate
+        return self._objective.loss(self.family, conditioned)
+
+    def counted(self, losses: Tensor) -> Tensor:
+        """The mean of `losses` is in the step's loss; returns [] what is to be differentiated."""
+        loss = losses.mean() / self.config.loop.accumulate
         self._loss += loss.detach()
-        scaled = loss if self.loss_scale is None else loss * self.loss_scale.value
-        self._collect(torch.autograd.grad(scaled, self._leaves, materialize_grads=True))
+        return loss if self.loss_scale is None else loss * self.loss_scale.value
+
+    def collect(self, grads: tuple[Tensor, ...]) -> None:
+        """The gradients of `leaves` are added to those of the step."""
+        if self._arrivals:
+            torch._foreach_copy_(self._arrivals, grads)
+            self._gradient += self._arrived
+        else:
+            torch._foreach_add_(self._grads, grads)
 
     def update(self) -> None:
         """The adapters are moved along the gradient, which is zero again; `result` tells what happened."""
@@ -120,13 +155,6 @@ class TrainStep:
     def tensors(self) -> list[Tensor]:
         """Everything that `accumulate` and `update` change."""
         return [*self.state().values(), self.sums, self.result]
-
-    def _collect(self, grads: tuple[Tensor, ...]) -> None:
-        if self._arrivals:
-            torch._foreach_copy_(self._arrivals, grads)
-            self._gradient += self._arrived
-        else:
-            torch._foreach_add_(self._grads, grads)
 
     def _conditioning(self, step: Step) -> Conditioning:
         if step.conditioning is not None:

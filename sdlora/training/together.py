@@ -1,0 +1,229 @@
+"""Several runs in one pass: one base, one batch made of all their samples, an adapter for each.
+
+What the runs have in common is computed once. Each keeps its own data, optimizer, events, checkpoints,
+commands and end, and learns what it would learn alone, up to rounding (and to other draws of dropout).
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sdlora import options, runtime
+from sdlora.config import TrainConfig
+from sdlora.contracts import Family, Step
+from sdlora.errors import ConfigError
+from sdlora.events import Event, RunEnded
+from sdlora.network.grouped import Group, grouped
+from sdlora.runtime import Runtime
+from sdlora.training.capture import form_of, parts_of
+from sdlora.training.checkpoint import Checkpoint
+from sdlora.training.loop import Loop, advice, loaded, recorded
+from sdlora.training.run import Run
+from sdlora.training.runner import Runner
+from sdlora.training.session import Session, Tell
+from sdlora.training.step import TrainStep
+
+OWN = (
+    "adapter.",
+    "data.folder",
+    "data.repeats",
+    "data.captions.",
+    "optimizer.",
+    "schedule.",
+    "output.",
+    "preview.",
+)
+"""Options that may differ from run to run, by how their names begin."""
+OWN_OF_LOOP = {"loop.steps", "loop.seed", "loop.clip", "loop.ema", "loop.save_every", "loop.keep"}
+
+
+def train_together(
+    runs: Sequence[Run], *, on_event: Callable[[Run, Event], None] | None = None
+) -> dict[Run, RunEnded]:
+    """All runs are finished, or stopped because they were told to; their adapters are in their folders.
+
+    Raises ConfigError when they differ in what they must share, and what went wrong, after all that were
+    still going have recorded it.
+    """
+    require_alike([run.config for run in runs])
+    with contextlib.ExitStack() as held:
+        told = {run: held.enter_context(recorded(run, _teller(run, on_event))) for run in runs}
+        return _in_one_place(told)
+
+
+def require_alike(configs: Sequence[TrainConfig]) -> None:
+    """Raises ConfigError that names what the runs must have in common and have not."""
+    first, *others = (options.flatten(config) for config in configs)
+    for other in others:
+        for path in {**first, **other}:
+            own = path.startswith(OWN) or path in OWN_OF_LOOP
+            if not own and first.get(path) != other.get(path):
+                raise ConfigError(
+                    f"Runs that train together share {path}, but it is {first.get(path)} in one and"
+                    f" {other.get(path)} in another.",
+                    "Give it one value, or train them one after the other.",
+                )
+
+
+def _in_one_place(told: Mapping[Run, Tell]) -> dict[Run, RunEnded]:
+    first, tell = next(iter(told.items()))
+    config = first.config
+    machine = Runtime.choose(config.loop.device, config.loop.precision)
+    repeats = config.loop.deterministic or machine.device.type == "cpu"
+    with (
+        runtime.lease(machine.device, f"the runs {', '.join(run.path.name for run in told)}"),
+        runtime.kernels(deterministic=repeats),
+        runtime.memory_told(advice(config)),
+    ):
+        family = loaded(first, machine, tell)
+        sessions = [
+            Session.begin(run, machine, family=family, last=Checkpoint.latest(run), tell=tell)
+            for run, tell in told.items()
+        ]
+        return Team([Loop(session, machine) for session in sessions], machine).go()
+
+
+class Team:
+    """Loops whose steps are made together."""
+
+    def __init__(self, loops: Sequence[Loop], machine: Runtime) -> None:
+        self.loops = loops
+        self.machine = machine
+        self._ended: dict[Run, RunEnded] = {}
+        self._courses: dict[Loop, Iterator[tuple[Step, ...]]] = {}
+        self._asked: dict[Loop, tuple[Step, ...]] = {}
+
+    def go(self) -> dict[Run, RunEnded]:
+        """All loops are at their ends."""
+        for loop in self.loops:
+            if loop.begin():
+                self._courses[loop] = loop.course()
+            else:
+                self._end(loop)
+        while self._courses:
+            self._until_one_ends()
+        return self._ended
+
+    def _until_one_ends(self) -> None:
+        joint = Joint([loop.session for loop in self._courses])
+        runner = Runner(joint, self.machine, whole=True)
+        with runner.ready(forms=max(loop.forms for loop in self._courses)):
+            while not (ended := self._ask(joint, runner)):
+                step = next(iter(self._asked)).done
+                runner.run(_joined(list(self._asked.values())), step=step)
+                self._asked.clear()
+        for loop in ended:
+            del self._courses[loop]
+            self._end(loop)
+
+    def _ask(self, joint: "Joint", runner: Runner) -> list[Loop]:
+        """Every loop has said what its next step is of. Returns those that have none."""
+        for number, (loop, course) in enumerate(self._courses.items()):
+            loop.runner = runner
+            if loop not in self._asked:
+                with joint.train_step.only(number):  # what it draws now is its own
+                    micro_batches = next(course, None)
+                if micro_batches is not None:
+                    self._asked[loop] = micro_batches
+        return [loop for loop in self._courses if loop not in self._asked]
+
+    def _end(self, loop: Loop) -> None:
+        run = loop.session.run
+        self._ended[run] = loop.end()
+        loop.session.tell(self._ended[run])
+
+
+class Joint:
+    """Sessions as one, for a Runner."""
+
+    def __init__(self, sessions: Sequence[Session]) -> None:
+        self.sessions = sessions
+        self.config = sessions[0].config
+        self.family = sessions[0].family
+        self.train_step = JointStep([session.train_step for session in sessions])
+
+    def tell(self, event: Event) -> None:
+        """All runs have the event."""
+        for session in self.sessions:
+            session.tell(event)
+
+
+class JointStep:
+    """The optimizer steps of several runs on one batch, which holds their samples one after another."""
+
+    def __init__(self, members: Sequence[TrainStep]) -> None:
+        self.members = members
+        self.family: Family = members[0].family
+        self.working = grouped([member.working for member in members])
+        self._leaves = [leaf for member in members for leaf in member.leaves]
+
+    @contextlib.contextmanager
+    def only(self, number: int) -> Iterator[None]:
+        """Inside, whole batches are those of one member."""
+        groups = [adapter for adapter in self.working.adapters.values() if isinstance(adapter, Group)]
+        for group in groups:
+            group.only = number
+        try:
+            yield
+        finally:
+            for group in groups:
+                group.only = None
+
+    def accumulate(self, step: Step) -> None:
+        """The gradient of each member's mean loss is added to those of its step."""
+        for member in self.members:
+            member.refresh()
+        parts = self.members[0].losses(step).chunk(len(self.members))
+        losses = [member.counted(part) for member, part in zip(self.members, parts, strict=True)]
+        grads = iter(torch.autograd.grad(losses, self._leaves, materialize_grads=True))
+        for member in self.members:
+            member.collect(tuple(next(grads) for _ in member.leaves))
+
+    def exchange(self) -> None:
+        """Nothing: these runs are in one process."""
+
+    def update(self) -> None:
+        """All adapters are moved."""
+        for member in self.members:
+            member.update()
+
+    def forget(self) -> None:
+        """No gradient is accumulated."""
+        for member in self.members:
+            member.forget()
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that `accumulate` and `update` change."""
+        return [tensor for member in self.members for tensor in member.tensors()]
+
+
+def _joined(asked: Sequence[Sequence[Step]]) -> tuple[Step, ...]:
+    """The micro-batches of all runs as one each. Raises ConfigError when they are of different forms."""
+    return tuple(_one(steps) for steps in zip(*asked, strict=True))
+
+
+def _one(steps: Sequence[Step]) -> Step:
+    if len({form_of(step) for step in steps}) > 1:
+        raise ConfigError(
+            "Runs that train together need batches of one form: pictures of one shape, captions of about one"
+            " length, and all or none with masks or a text encoder to teach.",
+            "Set data.max_aspect to 1, or train them one after the other.",
+        )
+    columns = zip(*(parts_of(step) for step in steps), strict=True)
+
+    def together(part: Tensor) -> Tensor:
+        whole = torch.cat(next(columns))
+        return whole.pin_memory() if part.is_pinned() else whole
+
+    return steps[0].map(together)
+
+
+def _teller(run: Run, on_event: Callable[[Run, Event], None] | None) -> Tell:
+    def tell(event: Event) -> None:
+        run.report(event)
+        if on_event is not None:
+            on_event(run, event)
+
+    return tell

@@ -1,0 +1,46 @@
+"""A sweep on the command line: a run for every combination, a file each, one picture that compares."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sdlora.cli import main
+from sdlora.network.info import inspect
+from tests.conftest import TinyModel
+
+WORDS = ["--loop.steps", "2", "--preview.steps", "2", "--loop.device", "cpu", "--loop.batch_size", "2"]
+
+
+def test_a_sweep_makes_every_combination(
+    tiny_sd1: TinyModel, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDLORA_HOME", str(tmp_path / "home"))
+    words = ["train", str(image_folder), "--base", str(tiny_sd1.folder), *WORDS, "--output.name", "ball"]
+    sweep = ["--sweep", "optimizer.lr=1e-3,1e-4", "--sweep", "adapter.rank=2,4"]
+    assert main([*words, *sweep, "--output", str(tmp_path / "out")]) == 0
+    found = {file.stem: inspect(file) for file in (tmp_path / "out").glob("*.safetensors")}
+    assert set(found) == {f"ball-lr-{rate}-rank-{rank}" for rate in ("1e-3", "1e-4") for rank in (2, 4)}
+    assert all(info.ranks == (int(name[-1]),) * 2 for name, info in found.items())
+    with Image.open(tmp_path / "out" / "comparison.png") as sheet:
+        assert sheet.height > 4 * 64
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--sweep", "optimizer.lr="], "names no values"),
+        (["--sweep", "loop.batch_size=1,2"], "share loop.batch_size"),
+        (["--sweep", "adapter.rank=2,4", "--output", "one.safetensors"], "Name a folder"),
+        (["--sweep", "adapter.rnk=2,4"], "adapter.rank"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_told_in_one_sentence(
+    words: list[str], said: str, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("SDLORA_HOME", str(tmp_path / "home"))
+    assert main(["train", str(image_folder), *words]) == 2
+    told = capsys.readouterr().err
+    assert said in told and "Traceback" not in told
+    assert not list((tmp_path / "home" / "runs").glob("*"))

@@ -1,0 +1,114 @@
+"""Runs that train together learn what each would learn alone, and each ends by itself."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sdlora.errors import ConfigError
+from sdlora.events import Event, PreviewSaved, RunEnded, StepDone
+from sdlora.training.loop import train
+from sdlora.training.run import Run
+from sdlora.training.together import train_together
+from tests.pictures import draw
+from tests.training.conftest import MakeRun
+
+ALONE = {"adapter__dropout": 0.0, "loop__steps": 4, "data__max_aspect": 1.0}
+
+
+@pytest.fixture
+def squares(tmp_path: Path) -> Path:
+    """Four drawn squares with captions."""
+    folder = tmp_path / "squares"
+    folder.mkdir()
+    for number in range(4):
+        draw((64, 64), f"hsl({number * 80}, 80%, 50%)").save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a ball of colour {number}")
+    return folder
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.checkpoints()[-1] / "state.safetensors")
+
+
+def losses(run: Run) -> list[float]:
+    return [event.loss for event in run.events()[0] if isinstance(event, StepDone)]
+
+
+def test_each_learns_what_it_would_alone(make_run: MakeRun, squares: Path) -> None:
+    settings = [
+        {"optimizer__lr": 1e-3, "loop__seed": 1, "adapter__rank": 2},
+        {"optimizer__lr": 3e-3, "loop__seed": 2, "adapter__rank": 4, "adapter__alpha": 1.0},
+        {"data__folder": str(squares), "loop__ema": 0.0, "adapter__kind": "dora"},
+    ]
+    alone = [make_run(**ALONE, **values) for values in settings]
+    together = [make_run(**ALONE, **values) for values in settings]
+    for run in alone:
+        train(run)
+    ended = train_together(together)
+    assert [end.outcome for end in ended.values()] == ["finished"] * 3
+    for one, other in zip(alone, together, strict=True):
+        assert losses(other) == pytest.approx(losses(one), rel=1e-4)
+        expected, found = weights(one), weights(other)
+        assert expected.keys() == found.keys()
+        moved = [name for name in found if name.startswith("weight/")]
+        assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in moved)
+        assert other.adapter.exists()
+
+
+def test_one_ends_early_and_the_others_go_on(make_run: MakeRun) -> None:
+    runs = [make_run(**ALONE, loop__seed=seed) for seed in range(3)]
+    short = make_run(**{**ALONE, "loop__steps": 2})
+
+    def on_event(run: Run, event: Event) -> None:
+        if run is runs[1] and isinstance(event, StepDone) and event.step == 1:
+            run.command("stop")
+
+    ended = train_together([short, *runs], on_event=on_event)
+    assert ended[runs[1]].outcome == "stopped" and ended[runs[1]].step < 4
+    assert (ended[short].outcome, ended[short].step) == ("finished", 2)
+    assert all((ended[run].outcome, ended[run].step) == ("finished", 4) for run in (runs[0], runs[2]))
+    straight = make_run(**ALONE, loop__seed=1)
+    train(straight)
+    train(runs[1])
+    for name, tensor in weights(straight).items():
+        assert torch.allclose(weights(runs[1])[name], tensor, atol=1e-5), name
+
+
+def test_each_draws_with_its_own_adapter(make_run: MakeRun) -> None:
+    preview = {"preview__every": 0, "preview__prompts": ("a cat",)}
+    runs = [make_run(**ALONE, **preview, optimizer__lr=rate, loop__seed=3) for rate in (1e-3, 0.1)]
+    alone = make_run(**ALONE, **preview, optimizer__lr=0.1, loop__seed=3)
+    train(alone)
+    train_together(runs)
+
+    def last(run: Run) -> bytes:
+        pictures = [event for event in run.events()[0] if isinstance(event, PreviewSaved)]
+        return (run.path / pictures[-1].file).read_bytes()
+
+    assert last(runs[1]) == last(alone) != last(runs[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"loop__batch_size": 1}, "loop.batch_size"),
+        ({"objective__min_snr_gamma": 1.0}, "objective.min_snr_gamma"),
+    ],
+)
+def test_what_must_be_shared_is_named(make_run: MakeRun, change: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        train_together([make_run(), make_run(**change)])
+
+
+def test_batches_of_two_forms_are_refused_and_both_runs_say_so(make_run: MakeRun, squares: Path) -> None:
+    runs = [
+        make_run(**ALONE),
+        make_run(**ALONE, data__folder=str(squares), data__captions__trigger="x " * 90),
+    ]
+    with pytest.raises(ConfigError, match="one form"):
+        train_together(runs)
+    for run in runs:
+        end = run.events()[0][-1]
+        assert isinstance(end, RunEnded) and end.outcome == "failed"

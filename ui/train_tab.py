@@ -10,7 +10,7 @@ import gradio as gr
 from sdlora.config import TrainConfig
 from sdlora.errors import ModelAbsent, SdloraError
 from sdlora.options import build, flatten, from_toml, to_toml
-from sdlora.presets import MODEL, PRESETS, STEPS, SUBJECT, Preset, preset
+from sdlora.presets import MODEL, PRESETS, SUBJECT, Preset, preset
 from sdlora.service.studio import Studio, TrainPlan, Verdict
 from ui.form import Form
 from ui.handling import told
@@ -190,7 +190,7 @@ def _sources(studio: Studio) -> Mapping[str, list[tuple[str, str]]]:
 
 def _card(preset: Preset) -> str:
     """A preset in two lines: its name, then what it means."""
-    return f"{preset.title}\n{preset.values[STEPS]:,} steps. {preset.summary}"
+    return f"{preset.title}\n{preset.summary}"
 
 
 def _step(number: int, title: str) -> str:

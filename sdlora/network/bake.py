@@ -36,8 +36,8 @@ def bake(family: Family, entries: Sequence[Entry], *, output: Path) -> tuple[App
         raise AdapterError(f"{output} exists already.", "Choose another name.")
     single = family.source.is_file()
     if single != (output.suffix == ".safetensors"):
-        form = "one .safetensors file" if single else "a folder"
-        raise AdapterError(f"{family.source} is {form}, and {output} is to be none.", "Choose another name.")
+        form = "a .safetensors file" if single else "a folder"
+        raise AdapterError(f"{family.source} is {form}, so {output} would be none.", f"Name {form}.")
     with stacked(family, entries) as reports:
         states = {
             component: {_plain(name): tensor.detach().cpu() for name, tensor in root.state_dict().items()}

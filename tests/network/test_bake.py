@@ -75,7 +75,7 @@ def test_a_single_file_becomes_a_single_file(
         n for n in old if n.startswith("first_stage_model.") or "23.ln_1" in n or "position_ids" in n
     ]
     assert untouched and all(torch.equal(old[n], new[n]) for n in untouched)
-    with pytest.raises(AdapterError, match="one .safetensors file"):
+    with pytest.raises(AdapterError, match="a .safetensors file"):
         bake(family, stack, output=tmp_path / "folder")
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def run(arguments: argparse.Namespace) -> int:
     """All runs that the words ask for are trained together; their adapters lie in the folder --output."""
-    from sdlora.commands.train import configuration, stopping
+    from sdlora.commands.asked import configuration, stopping
     from sdlora.training.comparison import comparison
     from sdlora.training.run import Run
     from sdlora.training.together import require_alike, train_together

@@ -13,17 +13,15 @@ Ctrl-C stops after the present step and saves; `sdlora resume RUN` goes on exact
 """
 
 import argparse
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
+from sdlora.commands.asked import configuration, stopping
 from sdlora.commands.progress import Progress
 from sdlora.commands.written import require_place
-from sdlora.errors import ConfigError, ModelAbsent, UserError
+from sdlora.errors import ModelAbsent
 from sdlora.events import RunEnded
 from sdlora.files import replacing
 from sdlora.home import Home
@@ -78,43 +76,8 @@ def _job(arguments: argparse.Namespace) -> "Run":
     if made_before and arguments.dataset is None:
         return Run.open(arguments.run)
     if arguments.run is not None:
-        return Run.create_at(configuration(arguments), arguments.run)
-    return Run.create(configuration(arguments), Home.default().runs)
-
-
-def configuration(arguments: argparse.Namespace) -> "TrainConfig":
-    """What the words of the command line ask for: preset, then file, then flags.
-
-    Raises ConfigError for a wrong option and DatasetError for a dataset that is not there.
-    """
-    from sdlora import options
-    from sdlora.config import TrainConfig
-    from sdlora.data.folder import require_folder
-    from sdlora.loading import located
-    from sdlora.presets import preset
-
-    values: dict[str, object] = {}
-    if arguments.config:
-        values.update(options.from_toml(_text(arguments.config), str(arguments.config)))
-    if arguments.dataset:
-        values["data.folder"] = str(_dataset(arguments.dataset))
-    if arguments.base is not None:
-        values["base.model"] = arguments.base
-    if arguments.output and "output.name" not in values:
-        values["output.name"] = arguments.output.stem
-    values.update(arguments.options)
-    if "base.model" in values:
-        values["base.model"] = located(str(values["base.model"]), Home.default().model_folders)
-    if not values.get("data.folder"):
-        raise ConfigError("No dataset was named.", "Give a folder of images: sdlora train FOLDER.")
-    subject, model = str(values.get("output.subject", "style")), str(values.get("base.model", "builtin"))
-    recipe = {} if arguments.config else preset("balanced", subject=subject, model=model)
-    if arguments.preset:
-        recipe = preset(arguments.preset, subject=subject, model=model)
-    config = options.build(TrainConfig, {**recipe, **values})
-    require_folder(Path(config.data.folder))
-    _tell_memory(config, silent=arguments.json)
-    return config
+        return Run.create_at(_config(arguments), arguments.run)
+    return Run.create(_config(arguments), Home.default().runs)
 
 
 def follow(job: "Run", processes: "Processes", *, output: Path | None, as_json: bool) -> int:
@@ -132,6 +95,12 @@ def follow(job: "Run", processes: "Processes", *, output: Path | None, as_json: 
     if not as_json:
         print(output if output and job.adapter.exists() else job.path)
     return _code(ended)
+
+
+def _config(arguments: argparse.Namespace) -> "TrainConfig":
+    config = configuration(arguments)
+    _tell_memory(config, silent=arguments.json)
+    return config
 
 
 def _tell_memory(config: "TrainConfig", *, silent: bool) -> None:
@@ -154,36 +123,3 @@ def _tell_memory(config: "TrainConfig", *, silent: bool) -> None:
 
 def _code(ended: RunEnded) -> int:
     return {"finished": 0, "stopped": 130, "failed": 1}[ended.outcome]
-
-
-@contextmanager
-def stopping(jobs: "Sequence[Run]") -> Iterator[None]:
-    """Inside, the first Ctrl-C (or SIGTERM) asks the runs to save and stop, the second one breaks off."""
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.default_int_handler)
-        for job in jobs:
-            job.command("stop")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _dataset(text: str) -> Path:
-    folder = Path(text).expanduser()
-    named = Home.default().datasets / text
-    return folder.resolve() if folder.is_dir() or not named.is_dir() else named
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not in UTF-8"
-        raise UserError(
-            f"{path} cannot be read: {reason}.", "Give a TOML file, such as `sdlora options --toml` writes."
-        ) from None

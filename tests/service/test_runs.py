@@ -1,6 +1,8 @@
 """A run belongs to nobody's process: it is started, watched, stopped and resumed through its folder."""
 
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,21 @@ def test_a_run_survives_its_studio_and_stops_and_resumes_through_another(
     assert until(other, name, "stopped").step >= stopped.step
     for child in (*studio.runs._children.values(), *other.runs._children.values()):
         child.wait()
+
+
+def test_plans_that_are_asked_for_at_once_do_not_disturb_one_another(
+    studio: Studio, image_folder: Path
+) -> None:
+    asked = [config(image_folder, **{"adapter.rank": rank}) for rank in range(2, 8)]
+    studio.plan(config(image_folder, **{"adapter.rank": 1}))  # from here on the model's outline is shared
+    usual = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1e-6)  # threads meet wherever they can
+        with ThreadPoolExecutor(len(asked)) as pool:
+            together = list(pool.map(studio.plan, asked))
+    finally:
+        sys.setswitchinterval(usual)
+    assert together == [studio.plan(each) for each in asked]
 
 
 def test_only_new_events_are_read_and_the_curve_stays_small(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdlora.errors import ConfigError, DeviceBusy, OutOfMemory
+from sdlora.errors import ConfigError, DeviceBusy, OutOfMemory, SdloraError
 from sdlora.files import held_lock
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,14 +39,23 @@ class Processes:
 
     @classmethod
     def joined(cls) -> "Processes":
-        """Those that `accelerate launch` or `torchrun` started, once all are there; else this one alone."""
+        """Those that `accelerate launch` or `torchrun` started, once all are there; else this one alone.
+
+        Raises SdloraError when they cannot be connected.
+        """
         if os.environ.get("WORLD_SIZE", "1") == "1":
             return cls()
         from accelerate import PartialState
 
-        state = PartialState(cpu=not torch.cuda.is_available())
-        # hosts wait for one another while the first draws previews
-        hosts = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=1))
+        try:
+            state = PartialState(cpu=not torch.cuda.is_available())
+            # hosts wait for one another while the first draws previews
+            hosts = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=1))
+        except (RuntimeError, ValueError) as error:
+            raise SdloraError(
+                f"The processes that are to train together cannot be connected: {str(error).splitlines()[0]}",
+                "Start them with `accelerate launch`, or unset WORLD_SIZE to train with one.",
+            ) from error
         return cls(state.process_index, state.num_processes, state.device.index or 0, hosts)
 
     def exchange(self, text: str) -> list[str]:
@@ -56,11 +65,10 @@ class Processes:
         """
         if self.count == 1:
             return [text]
-        data = text.encode()[:_TEXT]
-        sent = torch.tensor(list(data.ljust(_TEXT, b"\0")), dtype=torch.uint8)
+        sent = torch.frombuffer(bytearray(text.encode()[:_TEXT].ljust(_TEXT, b"\0")), dtype=torch.uint8)
         got = [torch.empty_like(sent) for _ in range(self.count)]
         torch.distributed.all_gather(got, sent, group=self._hosts)
-        return [bytes(one.tolist()).rstrip(b"\0").decode(errors="ignore") for one in got]
+        return [one.numpy().tobytes().rstrip(b"\0").decode(errors="ignore") for one in got]
 
     def average(self, tensor: Tensor) -> None:
         """`tensor` holds its mean over all processes; a device waits for the others, its host does not."""

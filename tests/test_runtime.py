@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sdlora import runtime
-from sdlora.errors import ConfigError, DeviceBusy, OutOfMemory
-from sdlora.runtime import Runtime
+from sdlora.errors import ConfigError, DeviceBusy, OutOfMemory, SdloraError
+from sdlora.runtime import Processes, Runtime
 
 
 def test_the_cpu_computes_in_fp32() -> None:
@@ -21,6 +21,12 @@ def test_the_cpu_computes_in_fp32() -> None:
 
 def test_a_named_precision_is_kept() -> None:
     assert Runtime.choose("cpu", "bf16").dtype == torch.bfloat16
+
+
+def test_processes_that_cannot_be_connected_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")  # without all that a launcher sets besides
+    with pytest.raises(SdloraError, match="cannot be connected: .*MASTER_ADDR"):
+        Processes.joined()
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", "cpu:x"])

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from sdlora.commands.asked import configuration, stopping
 from sdlora.commands.progress import Progress
 from sdlora.commands.written import require_place
-from sdlora.errors import ModelAbsent
+from sdlora.errors import ConfigError, ModelAbsent
 from sdlora.events import RunEnded
 from sdlora.files import replacing
 from sdlora.home import Home
@@ -58,10 +58,16 @@ def run(arguments: argparse.Namespace) -> int:
     from sdlora.commands import together
     from sdlora.training.several import joined, shared_run
 
-    if arguments.sweep or len(arguments.dataset) > 1:
-        return together.run(arguments)
-    arguments.dataset = next(iter(arguments.dataset), None)
+    several = arguments.sweep or len(arguments.dataset) > 1
     with joined() as processes:
+        if several and processes.count > 1:
+            raise ConfigError(
+                f"Several runs in one pass train on one GPU, and {processes.count} processes were started.",
+                "Give one run, or start these with `sdlora train` alone.",
+            )
+        if several:
+            return together.run(arguments)
+        arguments.dataset = next(iter(arguments.dataset), None)
         job = shared_run(processes, lambda: _job(arguments))
         return follow(job, processes, output=arguments.output, as_json=arguments.json)
 

@@ -68,9 +68,9 @@ class Way:
 
     @property
     def title(self) -> str:
-        """The options in words: "gradient checkpointing and a batch of 1, 4 times accumulated"."""
+        """The options in words: "gradient checkpointing, a batch of 1, 4 times accumulated"."""
         told = [_WORDS[name].format(value) for name, value in self.values.items() if name in _WORDS]
-        return " and ".join(told)
+        return ", ".join(told)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class Verdict:
     @property
     def hint(self) -> str:
         """What to change, if that is needed."""
-        told = ", or ".join(f"{way.title} ({gigabytes(way.memory_bytes)})" for way in self.ways)
+        told = "; or ".join(f"{way.title} ({gigabytes(way.memory_bytes)})" for way in self.ways)
         if any(way.memory_bytes * _MARGIN <= self.free for way in self.ways):
             return f"What fits: {told}."
         return f"The least that it takes: {told}." if told else ""

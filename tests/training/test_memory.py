@@ -136,6 +136,4 @@ def test_a_verdict_tells_what_would_fit(make_run: MakeRun) -> None:
         changed = options.build(TrainConfig, {**options.flatten(config), **way.values})
         assert plan_of(changed).memory_bytes == way.memory_bytes < needs
     assert verdict(config, needs, total=needs, free=needs).fit == "too big"
-    (least,) = verdict(config, needs, total=9, free=9).ways
-    assert least.memory_bytes < min(way.memory_bytes for way in tight.ways)
     assert gigabytes(needs) in tight.text

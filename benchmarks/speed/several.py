@@ -1,9 +1,11 @@
 """What a second GPU gives: images a second, and whether the losses are those of one GPU with twice the batch.
 
     python benchmarks/speed/several.py --home A --output one.json
-    accelerate launch --num_processes 2 benchmarks/speed/several.py --home B --before one.json --output two.json
+    accelerate launch --num_processes 2 benchmarks/speed/several.py \\
+        --home B --before one.json --output two.json
 
-A and B are empty folders. Whole runs of Stable Diffusion 1.5's size with random weights, previews and checkpoints off.
+A and B are empty folders. Whole runs of Stable Diffusion 1.5's size with random weights; previews and
+checkpoints are off.
 """
 
 import argparse

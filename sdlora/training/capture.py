@@ -1,7 +1,7 @@
 """The training step as CUDA graphs: recorded once for each shape, then replayed without Python.
 
 At small batches a GPU waits for the host between kernels; replayed, it does not. What is replayed are exactly
-the kernels of `TrainStep`, so that the result is the same bit for bit. All graphs draw their memory from one
+the kernels of `TrainStep`, so that the result is the same. All graphs draw their memory from one
 pool, since no two run at once.
 """
 

@@ -115,7 +115,7 @@ def test_two_processes_learn_what_one_learns_from_twice_the_batch(make_run: Make
 
 
 def test_a_stop_reaches_all_and_as_many_go_on_to_the_same_bytes(make_run: MakeRun) -> None:
-    straight, broken = make_run(), make_run()
+    straight, broken = (make_run(loop__steps=4, loop__save_every=4) for _ in range(2))
     assert train_with_two(straight) == [0, 0]
     assert train_with_two(broken, stopping_at_two) == [0, 0]
     (ended,) = of(broken, RunEnded)

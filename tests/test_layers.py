@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the bottom up. A module imports from the rows above its own in this table, and from its own package.
 LAYERS = (
-    ("errors", "extra_paths", "files", "home", "options", "registry", "text"),  # no torch: `sdlora --help` is instant
+    # no torch: `sdlora --help` is instant
+    ("errors", "extra_paths", "files", "home", "options", "registry", "text"),
     ("base.files", "contracts", "events", "hashing", "layers", "noise", "runtime"),
     ("base",),  # parts that several families share
     ("adapters", "families", "objectives", "optimizers"),  # plug-ins

@@ -22,7 +22,7 @@ class BiasSpec(Placement):
     kind: ClassVar[str] = "bias"
 
     targets: str = option(
-        "to_out,proj,conv,ff,fc",
+        "to_out|proj|conv|ff|fc",
         "Layers whose biases are adapted: regular expressions found in module paths, separated by commas",
         label="Target layers",
     )

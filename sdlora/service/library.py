@@ -53,15 +53,20 @@ class Library:
 
     def adapters(self) -> tuple[Adapter, ...]:
         """All adapters, the newest first."""
-        own = [path for folder in self.folders for path in folder.rglob("*.safetensors")]
+        own = [path for folder in (*self.folders, *self._linked()) for path in _files(folder)]
         files = {path.resolve() for path in (*own, *self.runs.glob("*/*.safetensors")) if path.is_file()}
         shown = [path for path in files if not path.name.startswith(".")]
         newest = sorted(shown, key=lambda path: (path.stat().st_mtime, path.as_posix()), reverse=True)
         return tuple(self.adapter(path) for path in newest)
 
+    def _linked(self) -> list[Path]:
+        """Where links in the library lead: who put them there wants what is there in the library."""
+        entries = (entry for folder in self.folders for entry in folder.rglob("*"))
+        return [entry.resolve() for entry in entries if entry.is_symlink()]
+
     def adapter(self, path: Path) -> Adapter:
         """What is known of one file. Raises UserError when it lies outside the library."""
-        path = within(path, [*self.folders, self.runs])
+        path = within(path, [*self.folders, self.runs, *self._linked()])
         known = self._inspect(path)
         run = path.relative_to(self.runs.resolve()).parts[0] if self.runs.resolve() in path.parents else ""
         return Adapter(
@@ -219,7 +224,7 @@ class Library:
 
     def _own(self, path: Path, otherwise: str) -> Path:
         """The path when it is no run's result. Raises AdapterError with the hint `otherwise` when it is."""
-        path = within(path, [*self.folders, self.runs])
+        path = within(path, [*self.folders, self.runs, *self._linked()])
         if self.runs.resolve() in path.parents:
             raise AdapterError(f"{path.name} is the result of a run.", otherwise)
         if self.folder.resolve() not in path.parents:
@@ -289,3 +294,8 @@ def _picture(path: Path, *, run: str) -> Path | None:
         return None
     drawn = sorted((path.parent / "previews").glob("*.png"), key=lambda p: p.stat().st_mtime)
     return drawn[-1] if drawn else None
+
+
+def _files(place: Path) -> list[Path]:
+    """The adapter files below a folder, or the file itself."""
+    return [place] if place.is_file() else list(place.rglob("*.safetensors"))

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sdlora import options
+from sdlora.adapters import SPECS
 from sdlora.adapters.lora import Lora, LoraSpec
+from sdlora.config import TrainConfig
 from sdlora.contracts import Family
 from sdlora.errors import ConfigError
 from sdlora.network.attach import Network, attached, create
@@ -124,3 +127,14 @@ def test_half_precision_layers_take_fp32_adapters() -> None:
     lora = Lora.create(layer, SPEC, torch.Generator())
     assert lora.down.dtype == torch.float32
     assert lora(torch.randn(2, 8).bfloat16(), layer).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+@pytest.mark.parametrize("kind", SPECS.names())
+def test_every_kind_is_made_with_its_own_defaults_for_one_part_alone(
+    tiny_sd1: TinyModel, kind: str, part: str
+) -> None:
+    parts = {"adapter.unet": part == "unet", "adapter.text_encoder": part == "text_encoder"}
+    config = options.build(TrainConfig, {"data.folder": "x", "adapter.kind": kind, **parts})
+    network = create(tiny_sd1.family, config.adapter, seed=0)
+    assert {layer.component for layer in network.layers} == {part}

@@ -161,3 +161,18 @@ def test_the_settings_that_made_an_adapter_come_from_the_file_alone(
 def saved_as(file: Path, name: str) -> Path:
     """A copy of the file under another name."""
     return Path(shutil.copy(file, file.with_name(f"{name}.safetensors")))
+
+
+def test_links_in_the_library_are_followed_and_hide_no_other(
+    studio: Studio, upload: Path, tmp_path: Path, tiny_sd1: TinyModel
+) -> None:
+    studio.library.add(upload)
+    elsewhere = tmp_path / "elsewhere" / "styles"
+    elsewhere.mkdir(parents=True)
+    saved(tiny_sd1.family, elsewhere / "oil.safetensors", seed=1)
+    saved(tiny_sd1.family, elsewhere.parent / "pen.safetensors", seed=2)
+    (studio.library.folder / "more").symlink_to(elsewhere)
+    (studio.library.folder / "pen.safetensors").symlink_to(elsewhere.parent / "pen.safetensors")
+    assert {adapter.name for adapter in studio.library.adapters()} == {"ink", "oil", "pen"}
+    with pytest.raises(UserError):
+        studio.library.adapter(upload)

@@ -64,7 +64,7 @@ const build = (row, index) => {
     }, "✕"),
     row.note && h("p", { class: "warn" }, row.note),
     row.parent && h("p", { class: "dim" }, `Builds on ${row.parent}.`),
-    row.triggers.length > 0 && h("div", { class: "chips" }, h("span", { class: "dim" }, "Add to prompt:"),
+    props.value.varies && row.triggers.length > 0 && h("div", { class: "chips" }, h("span", { class: "dim" }, "Add to prompt:"),
       row.triggers.map((word) => h("button", { type: "button", onclick: () => trigger("select", { trigger: word }) }, word))),
     moreOf(row, index));
   return node;

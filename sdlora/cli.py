@@ -38,9 +38,11 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. The exit code is 0 only on success, 2 for a person's mistake, 130 when cancelled."""
-    # OpenMP threads that spin while they wait starve each other on a machine that has other work:
-    # 20 sampling steps took 41 s, and 7 to 9 s with threads that sleep. Read when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP threads that spin long while they wait starve each other on a machine with other work; those
+    # that sleep at once wake late. Steps a second on the built-in base at batch 4 on two cores, one run
+    # alone and two side by side: asleep 3.0 and 1.9, a short spin 4.4 and 1.6, one ten times as long 4.5
+    # and 0.7. Read when torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     words = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in words
     try:

@@ -1,6 +1,5 @@
 """What the page asks for, in one place. It starts processes and reads folders; it computes nothing itself."""
 
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -46,7 +45,6 @@ class Studio:
         self.history = History(home.outputs)
         self.masks = Masks(home.cache / "masks")
         self.measures = home.cache / "measures"
-        self._planning = threading.Lock()  # plans are made on one outline of the model
         self.jobs = Jobs(Worker(home.cache / "worker.log", {DEVICE: device}))
 
     def readable(self) -> tuple[Path, ...]:
@@ -56,14 +54,12 @@ class Studio:
 
     def plan(self, config: TrainConfig) -> TrainPlan:
         """What the run would take. Raises SdloraError in words when it could not start."""
-        with self._planning:
-            return plan_of(config)
+        return plan_of(config)
 
     def verdict(self, config: TrainConfig, plan: TrainPlan) -> Verdict | None:
         """How the memory that the run needs goes with its device; None where that is not known."""
         total, free = self.machine.room(config.loop.device)
-        with self._planning:
-            return verdict(config, plan.memory_bytes, total=total, free=free) if total else None
+        return verdict(config, plan.memory_bytes, total=total, free=free) if total else None
 
     def start(self, config: TrainConfig) -> str:
         """A new run trains in a process of its own; its name. Raises SdloraError when it could not start."""

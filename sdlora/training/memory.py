@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import functools
 import heapq
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ RUNTIME = 0.4e9  # bytes that a process with torch takes of the machine
 _STORED = {"fp8": 1.0, "nf4": 4.13 / 8}  # bytes of a packed number
 _AHEAD = 3  # layers whose weights are there at once when they wait outside
 _META = torch.device("meta")
+_one_at_a_time = threading.Lock()  # counting puts adapters on an outline that it keeps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,8 @@ class Counted:
 
 def needed(info: ModelInfo, setting: Setting, *, on_gpu: bool) -> int:
     """Bytes that the run needs at its peak, with what its process takes for itself."""
-    counted = count(info, setting)
+    with _one_at_a_time:
+        counted = count(info, setting)
     steps = counted.steps + (counted.drawing if setting.previews else 0)
     peak = max(counted.encoding, steps)
     # in the machine's memory there is nowhere else to wait

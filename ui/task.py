@@ -24,6 +24,7 @@ class Task:
         self.said = gr.HTML(elem_id=elem_id, elem_classes="at-need")
         self.cancel = gr.Button("Cancel", visible=False, size="sm", elem_id=f"{elem_id}-cancel")
         self.timer = gr.Timer(0.5, active=False)
+        self._shown: set[int] = set()  # numbers of jobs whose result is on a page
         self.parts = [self.job, self.said, self.cancel, self.timer]
 
     def connect(self, done: Callable[[Job], tuple[str, Updates]], outputs: Sequence[Any]) -> None:
@@ -31,10 +32,12 @@ class Task:
 
         def tick(number: int) -> Updates:
             job = self.studio.jobs.view(number)
-            if job is None:
+            if job is None or number in self._shown:
                 return {self.timer: gr.Timer(active=False)}
             if job.state != "done":
                 return self.begin(job)
+            # once: ticks that were under way already would undo what a person has typed since
+            self._shown.add(number)
             words, updates = done(job)
             return {**self.begin(job), self.said: words, **updates}
 

@@ -154,8 +154,9 @@ def _to_fp8(weight: Tensor) -> Parts:
     """Values [O,N/O] in e4m3 and scales [O,1], so that their product is near the weight."""
     rows = weight.flatten(1).float()
     ratio = rows.abs().amax(dim=1, keepdim=True) / torch.finfo(torch.float8_e4m3fn).max
-    # a power of two costs no bit of a floating-point number; the smallest one that fp16 holds in full
-    scale = (ratio / torch.frexp(ratio).mantissa).nan_to_num().clamp(min=2.0**-14)
+    # the power of two at or above it, which costs no bit of a number; none smaller than fp16 holds in full
+    mantissa = torch.frexp(ratio).mantissa
+    scale = (ratio / mantissa.where(mantissa != 0.5, 1)).nan_to_num().clamp(min=2.0**-14)
     return (rows / scale).to(torch.float8_e4m3fn), scale.to(weight.dtype)
 
 

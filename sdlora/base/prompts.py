@@ -21,7 +21,8 @@ from transformers import CLIPTokenizer
 from sdlora.contracts import Tokens
 
 _CHUNK = 77
-_PART = re.compile(r"\\[()\[\]\\]|[(\[\]]|:\s*([+-]?\d*\.?\d+)\s*\)|\)|\bBREAK\b|[^\\()\[\]:B]+|.", re.DOTALL)
+_NUMBER = r":\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)"
+_PART = re.compile(rf"\\[()\[\]\\]|[(\[\]]|{_NUMBER}|\)|\bBREAK\b|[^\\()\[\]:B]+|.", re.DOTALL)
 
 
 class Span(NamedTuple):

@@ -17,6 +17,8 @@ from tests.conftest import TinyModel
         ("(red:1.3) cat", [("red", 1.3), (" cat", 1)]),
         ("(a (red:1.5) cat)", [("a ", 1.1), ("red", 1.5 * 1.1), (" cat", 1.1)]),
         ("(red :.5)", [("red ", 0.5)]),
+        ("(red:1.)", [("red", 1)]),
+        ("(red:-0.5)", [("red", -0.5)]),
         (r"a \(red\) cat", [("a (red) cat", 1)]),
         ("red) cat]", [("red) cat]", 1)]),
         ("(red", [("red", 1.1)]),

@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # alone and two side by side: asleep 3.0 and 1.9, a short spin 4.4 and 1.6, one ten times as long 4.5
     # and 0.7. Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # an operation that Apple's GPUs lack is done by the processor; read when torch is loaded as well
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     words = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in words
     try:

@@ -181,6 +181,8 @@ def release(device: torch.device) -> None:
     """Memory that torch keeps for later is the device's again."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 @contextlib.contextmanager
@@ -269,10 +271,13 @@ def _present() -> list[str]:
 
 
 def _best_dtype(device: torch.device) -> torch.dtype:
-    if device.type != "cuda":
+    if device.type == "cpu":
         return torch.float32
-    major, _ = torch.cuda.get_device_capability(device)
-    return torch.bfloat16 if major >= 8 else torch.float16
+    if device.type == "mps":
+        has_bf16 = torch.backends.mps.is_macos_or_newer(14, 0)
+    else:
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if has_bf16 else torch.float16
 
 
 def _identity(device: torch.device) -> str:

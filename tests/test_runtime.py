@@ -23,6 +23,17 @@ def test_a_named_precision_is_kept() -> None:
     assert Runtime.choose("cpu", "bf16").dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(("newer", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_apples_gpus_compute_in_half_precision(
+    monkeypatch: pytest.MonkeyPatch, newer: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: newer)
+    machine = Runtime.choose()
+    assert (machine.device.type, machine.dtype) == ("mps", dtype)
+
+
 def test_processes_that_cannot_be_connected_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")  # without all that a launcher sets besides
     with pytest.raises(SdloraError, match="cannot be connected: .*MASTER_ADDR"):

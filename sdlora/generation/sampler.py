@@ -21,6 +21,7 @@ from sdlora.network.embeddings import gathered, spoken
 from sdlora.network.live import Mix, mixed
 from sdlora.network.stack import Patch
 from sdlora.residence import present, text_encoders
+from sdlora.runtime import release
 
 OnStep = Callable[[int, int, Image.Image], None]
 """Called with the steps done and all steps of all pictures, and a small preview of the one being made."""
@@ -119,7 +120,7 @@ class _Job:
         except torch.OutOfMemoryError:
             pass
         # outside the handler, whose traceback would keep the tensors alive
-        torch.cuda.empty_cache()
+        release(self.family.device)
         return None
 
     def _conditioning(self) -> Conditioning:

@@ -30,8 +30,18 @@ class BaseSpec:
     prediction: str = option(
         "auto", "What the UNet predicts; `auto` detects it", choices=("auto", "epsilon", "v_prediction")
     )
+    zero_terminal: str = option(
+        "auto",
+        "Whether the last timestep is pure noise, as the base was trained; `auto` detects it",
+        choices=("auto", "on", "off"),
+        label="Zero-terminal SNR",
+    )
     clip_skip: int = option(
-        1, "Take the text encoder's n-th layer from the end", low=1, high=12, unit="layers"
+        1,
+        "Take the text encoder's n-th layer from the end; SD 2.x and SDXL begin at the second",
+        low=1,
+        high=12,
+        unit="layers",
     )
     storage: str = option(
         "full",

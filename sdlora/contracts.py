@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sdlora.base.files import ModelFiles
 from sdlora.layers import bias_of, response
-from sdlora.noise import NoiseProcess, Prediction
+from sdlora.noise import NoiseProcess
 
 
 class Layer(NamedTuple):
@@ -92,14 +92,7 @@ class Family(Protocol):
         ...
 
     @classmethod
-    def load(
-        cls,
-        files: ModelFiles,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        prediction: Prediction | Literal["auto"] = "auto",
-    ) -> "Family":
+    def load(cls, files: ModelFiles, *, device: torch.device, dtype: torch.dtype) -> "Family":
         """The model on `device`, frozen. Raises ModelError when files are missing or damaged."""
         ...
 
@@ -117,7 +110,11 @@ class Family(Protocol):
         ...
 
     def encode_text(self, tokens: Tokens, *, clip_skip: int = 1) -> Conditioning:
-        """Conditioning of tokens that lie on the device; differentiable, no branch on values."""
+        """Conditioning of tokens that lie on the device; differentiable, no branch on values.
+
+        `clip_skip` is as everywhere: 1 the text encoder's last layer, 2 the one before. SD 2.x and SDXL were
+        made for that one and never take the last.
+        """
         ...
 
     def encode_images(self, pixels: Tensor) -> Tensor:

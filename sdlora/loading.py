@@ -12,13 +12,14 @@ from difflib import get_close_matches
 from functools import cached_property
 from importlib.resources import files as resources
 from pathlib import Path
-from typing import Literal, cast
+from types import MappingProxyType
 
 import torch
 
 from sdlora.base import hub
 from sdlora.base.files import (
     PICKLES,
+    Config,
     ModelFiles,
     ModelFolder,
     damaged,
@@ -47,10 +48,20 @@ class ModelInfo:
     family: str
     title: str
     prediction: Prediction | None
+    zero_terminal: bool
     native_size: int
     path: Path
     bytes: int
     files: ModelFiles = field(compare=False)
+
+    @property
+    def text(self) -> str:
+        """What was detected: "Stable Diffusion XL, 1024 pixels, predicts v, zero-terminal SNR"."""
+        predicts = {"epsilon": "predicts epsilon", "v_prediction": "predicts v"}
+        noise = [predicts.get(self.prediction or "", "what it predicts is measured at loading")]
+        if self.zero_terminal:
+            noise.append("zero-terminal SNR")
+        return ", ".join([self.title, f"{self.native_size} pixels", *noise])
 
     @cached_property
     def hash(self) -> str:
@@ -65,39 +76,49 @@ def load_family(
     dtype: torch.dtype,
     family: str = "auto",
     prediction: str = "auto",
+    zero_terminal: str = "auto",
     roots: Sequence[Path] = (),
     on_bytes: hub.OnBytes = lambda done, total: None,
     waiting: bool = False,
 ) -> Family:
     """The base model on `device`, frozen, computing in `dtype`.
 
+    `family`, `prediction` and `zero_terminal` override what was detected, with the words of the options.
     If `waiting`, its networks lie in the machine's memory until `residence` brings them to `device`.
     `roots` are folders in which a bare name is looked for; a Hub id is downloaded, which tells `on_bytes`.
     Raises ModelError in one sentence when there is no such model, or it is damaged or of no known family.
     """
     path = find(model, roots, otherwise=lambda: hub.fetch(model, on_bytes=on_bytes))
-    chosen = cast(Prediction | Literal["auto"], prediction)  # the option tree allows no other word
     with _damage_told(model, path):
-        files = open_model(path)
+        files = open_model(path, noise=_noise(prediction, zero_terminal))
         kind = FAMILIES.get(_family_name(files) if family == "auto" else family)
         place = torch.device("cpu" if waiting else device)
-        loaded = kind.load(files, device=place, dtype=dtype, prediction=chosen)
+        loaded = kind.load(files, device=place, dtype=dtype)
         loaded.device = torch.device(device)
         return loaded
 
 
-def describe(model: str, *, roots: Sequence[Path] = ()) -> ModelInfo:
-    """What the model is, without loading it. Raises ModelError like `load_family`."""
+def describe(
+    model: str,
+    *,
+    family: str = "auto",
+    prediction: str = "auto",
+    zero_terminal: str = "auto",
+    roots: Sequence[Path] = (),
+) -> ModelInfo:
+    """What the model is, without loading it. The words and what is raised are those of `load_family`."""
     path = find(model, roots, otherwise=lambda: hub.cached(model))
     with _damage_told(model, path):
-        files = open_model(path)
-        kind = FAMILIES.get(_family_name(files))
+        files = open_model(path, noise=_noise(prediction, zero_terminal))
+        kind = FAMILIES.get(_family_name(files) if family == "auto" else family)
         scheduler = files.config("scheduler")
+        known = NoiseProcess.of_scheduler(scheduler) if scheduler.get("prediction_type", "epsilon") else None
         return ModelInfo(
             name=model if model == BUILTIN else path.stem if path.is_file() else path.name,
             family=kind.name,
             title=kind.title,
-            prediction=scheduler.get("prediction_type") and NoiseProcess.of_scheduler(scheduler).prediction,
+            prediction=known.prediction if known else None,
+            zero_terminal=bool(scheduler.get("rescale_betas_zero_snr")),
             native_size=native_size(files),
             path=path,
             bytes=sum(file.stat().st_size for file in files.weights),
@@ -162,10 +183,13 @@ def builtin() -> Path:
     return path
 
 
-def open_model(path: Path) -> ModelFiles:
-    """The model's files, looked at but not read. Raises ModelError when they are no base model."""
+def open_model(path: Path, *, noise: Config = MappingProxyType({})) -> ModelFiles:
+    """The model's files, looked at but not read; `noise` overrides what they say in their scheduler.
+
+    Raises ModelError when they are no base model.
+    """
     if path.is_dir() and (path / "model_index.json").is_file():
-        return ModelFolder(path)
+        return ModelFolder(path, noise=noise)
     if path.is_dir():
         raise ModelError(
             f"{path} holds no model_index.json, so it is no model folder.",
@@ -173,7 +197,15 @@ def open_model(path: Path) -> ModelFiles:
         )
     if path.suffix in PICKLES:
         raise pickled(path)
-    return OriginalFile(path)
+    return OriginalFile(path, noise=noise)
+
+
+def _noise(prediction: str, zero_terminal: str) -> Config:
+    """The words of two options as a scheduler's configuration has them; `auto` says nothing."""
+    told: dict[str, object] = {} if prediction == "auto" else {"prediction_type": prediction}
+    if zero_terminal != "auto":
+        told["rescale_betas_zero_snr"] = zero_terminal == "on"
+    return told
 
 
 @contextmanager

@@ -56,21 +56,19 @@ class NoiseProcess:
     def of_scheduler(
         cls,
         config: Mapping[str, Any],  # Any: values of a foreign JSON file
-        prediction: Prediction | Literal["auto"] = "auto",
     ) -> "NoiseProcess":
         """The process that a diffusers scheduler's configuration describes.
 
-        `prediction` overrides what it says. Raises ModelError for what Stable Diffusion never was.
+        Raises ModelError for what Stable Diffusion never was.
         """
-        schedule, stated = config.get("beta_schedule"), config.get("prediction_type", "epsilon")
-        chosen = stated if prediction == "auto" else prediction
-        if schedule != "scaled_linear" or chosen not in ("epsilon", "v_prediction"):
+        schedule, prediction = config.get("beta_schedule"), config.get("prediction_type", "epsilon")
+        if schedule != "scaled_linear" or prediction not in ("epsilon", "v_prediction"):
             raise ModelError(
-                f"The model's noise schedule ({schedule}, {chosen}) is none of Stable Diffusion's.",
+                f"The model's noise schedule ({schedule}, {prediction}) is none of Stable Diffusion's.",
                 "Choose a Stable Diffusion model.",
             )
         return cls.scaled_linear(
-            chosen,
+            prediction,
             zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)),
             start=float(config["beta_start"]),
             end=float(config["beta_end"]),

@@ -149,6 +149,12 @@ def test_an_inpainting_model_is_refused_by_name(folder: Path) -> None:
     assert "an inpainting model" in refused(folder)
 
 
+def test_a_model_that_is_told_the_guidance_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    (folder / "unet" / "config.json").write_text(json.dumps({**config, "time_cond_proj_dim": 256}))
+    assert "is an LCM" in refused(folder)
+
+
 def test_an_adapter_is_no_base(tmp_path: Path) -> None:
     save_file({"lora_unet_x.lora_down.weight": torch.zeros(1, 1)}, tmp_path / "ink.safetensors")
     assert "is an adapter, not a base model" in refused(tmp_path / "ink.safetensors")
@@ -178,6 +184,22 @@ def test_zero_terminal_snr_with_epsilon_is_refused(folder: Path) -> None:
     assert "cannot be combined" in refused(folder)
     noise = load_family(str(folder), device="cpu", dtype=torch.float32, prediction="v_prediction").noise
     assert noise.zero_terminal and noise.prediction == "v_prediction"
+    noise = load_family(str(folder), device="cpu", dtype=torch.float32, zero_terminal="off").noise
+    assert not noise.zero_terminal and noise.prediction == "epsilon"
+
+
+def test_a_description_says_what_was_detected_or_what_a_person_knows_better(folder: Path) -> None:
+    assert describe(str(folder)).text == "Stable Diffusion 1.x, 64 pixels, predicts epsilon"
+    told = describe(str(folder), family="sd2", prediction="v_prediction", zero_terminal="on")
+    assert told.text == "Stable Diffusion 2.x, 64 pixels, predicts v, zero-terminal SNR"
+    with pytest.raises(ModelError, match="cannot be combined"):
+        describe(str(folder), zero_terminal="on")
+
+
+def test_a_folder_of_a_model_without_a_unet_is_told(folder: Path) -> None:
+    index = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert refused(folder).endswith(" is for FluxPipeline, which has no UNet.")
 
 
 def test_an_unknown_family_names_the_nearest(folder: Path) -> None:

@@ -62,7 +62,7 @@ def base(name: str) -> ModelInfo:
     if name == "builtin":
         return describe(name)
     told = {"name": name, "family": name, "title": name, "path": Path(name), "bytes": 0}
-    return ModelInfo(**told, prediction="epsilon", native_size=512, files=TrueSize(name))
+    return ModelInfo(**told, prediction="epsilon", zero_terminal=False, native_size=512, files=TrueSize(name))
 
 
 def setting(point: Point) -> Setting:

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors import safe_open
@@ -57,14 +58,19 @@ class ModelFiles(Protocol):
 
 
 class ModelFolder:
-    """A folder in diffusers' layout: one sub-folder a component."""
+    """A folder in diffusers' layout: one sub-folder a component; `noise` overrides its scheduler."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, noise: Config = MappingProxyType({})) -> None:
+        self.path, self._noise = path, noise
         self.index = read_json(path / "model_index.json")
         # an absent part is written as [null, null]
         parts = {name for name, part in self.index.items() if isinstance(part, list) and part[0]}
         self.components = frozenset(parts & _NETWORKS)
+        if "unet" not in parts:
+            raise ModelError(
+                f"The model folder {path} is for {self.index.get('_class_name')}, which has no UNet.",
+                "Choose an SD 1.x, SD 2.x or SDXL model.",
+            )
         needed = parts & (_NETWORKS | {"tokenizer", "tokenizer_2", "scheduler"})
         missing = sorted(name for name in needed if not (path / name).is_dir())
         if missing:
@@ -78,8 +84,9 @@ class ModelFolder:
         return tuple(file for name in sorted(self.components) for file in self._files(name))
 
     def config(self, component: str) -> Config:
-        name = "scheduler_config.json" if component == "scheduler" else "config.json"
-        return read_json(self.path / component / name)
+        if component == "scheduler":
+            return {**read_json(self.path / component / "scheduler_config.json"), **self._noise}
+        return read_json(self.path / component / "config.json")
 
     def tensors(self, component: str) -> Iterator[tuple[str, Tensor]]:
         for file in self._files(component):
@@ -172,6 +179,23 @@ def native_size(files: ModelFiles) -> int:
     """The side in pixels that the model was trained at."""
     levels = len(files.config("vae")["block_out_channels"])
     return int(files.config("unet")["sample_size"]) << (levels - 1)
+
+
+def check_unet(config: Config, path: Path) -> None:
+    """Raises ModelError, by name, for the configuration of a UNet that is no text-to-image one."""
+    channels = config.get("in_channels")
+    kinds = {9: "an inpainting model", 8: "an image-editing model", 5: "a depth model"}
+    if channels != 4:
+        raise ModelError(
+            f"{path} is {kinds.get(int(channels or 0), 'no text-to-image model')}: "
+            f"its UNet takes {channels} channels instead of 4.",
+            "Choose the text-to-image model that it was made from.",
+        )
+    if config.get("time_cond_proj_dim"):
+        raise ModelError(
+            f"{path} is an LCM: its UNet is told the guidance, which training would have to know.",
+            "Choose the model that it was made from, with an LCM adapter for few steps.",
+        )
 
 
 def damaged(path: Path, reason: str) -> ModelError:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdlora.base.files import ModelFolder, pickled, read_header
+from sdlora.base.files import ModelFolder, check_unet, pickled, read_header, read_json
 from sdlora.errors import ModelError, StorageError
 from sdlora.files import free_bytes, storage_error
 
@@ -59,32 +59,26 @@ def fetch(model: str, *, on_bytes: OnBytes = lambda done, total: None) -> Path:
     path = cached(model)
     if path is not None:
         return path
-    from huggingface_hub import constants, errors, snapshot_download
+    from huggingface_hub import constants
 
     repository, file = _split(model)
     listing = _listing(repository)
     chosen = [file] if file else choose(model, listing)
-    missing = sum(listing[name].file_size or 0 for name in chosen if listing[name].will_download)
-    cache = Path(constants.HF_HUB_CACHE)
-    if (free := free_bytes(cache)) < missing + _SPARE:
+    missing = {name: listing[name].file_size or 0 for name in chosen if listing[name].will_download}
+    cache, needed = Path(constants.HF_HUB_CACHE), sum(missing.values())
+    if (free := free_bytes(cache)) < needed + _SPARE:
         raise StorageError(
-            f"{model} needs {missing / 1e9:.1f} GB, and {cache} has {free / 1e9:.1f} GB free.",
+            f"{model} needs {needed / 1e9:.1f} GB, and {cache} has {free / 1e9:.1f} GB free.",
             "Free some space, or name a folder on another disk in HF_HOME.",
         )
-    try:
-        folder = snapshot_download(
-            repository,
-            revision=next(iter(listing.values())).commit_hash,
-            allow_patterns=[re.sub(r"([*?[])", r"[\1]", name) for name in chosen],
-            tqdm_class=_reporter(on_bytes, missing),
-        )
-    except OSError as error:
-        if error.errno is None:  # of the network, not of the disk
-            raise _unreachable(model, error) from error
-        raise storage_error(cache, error) from error
-    except errors.HTTPError as error:  # type: ignore[attr-defined]  # re-exported without saying so
-        raise _unreachable(model, error) from error
-    path = Path(folder)
+    revision = next(iter(listing.values())).commit_hash
+    small = [name for name in chosen if _CONFIGURATION.fullmatch(name)]
+    if small:  # first, because they tell whether the gigabytes are worth it
+        path = _downloaded(repository, small, revision=revision, reporter=_reporter(None, 0))
+        check_unet(read_json(path / "unet" / "config.json"), Path(model))
+    large = [name for name in chosen if name not in small]
+    reporter = _reporter(on_bytes, sum(missing.get(name, 0) for name in large))
+    path = _downloaded(repository, large, revision=revision, reporter=reporter)
     if file:
         return path / file
     return path if "model_index.json" in chosen else path / chosen[0]
@@ -93,6 +87,11 @@ def fetch(model: str, *, on_bytes: OnBytes = lambda done, total: None) -> Path:
 def choose(model: str, names: Iterable[str]) -> list[str]:
     """The files of a repository that make a base model. Raises ModelError when there is no such set."""
     names = set(names)
+    if "model_index.json" in names and "unet/config.json" not in names:
+        raise ModelError(
+            f"{model} on the Hub has no UNet, so it is no Stable Diffusion model that sdlora knows.",
+            "Choose an SD 1.x, SD 2.x or SDXL model.",
+        )
     if "model_index.json" in names:
         weights = [file for component in _components(names) for file in _weights(model, component, names)]
         return sorted([*filter(_CONFIGURATION.fullmatch, names), *weights])
@@ -105,6 +104,22 @@ def choose(model: str, names: Iterable[str]) -> list[str]:
             f"Name one of them, such as {model}/{single[0]}.",
         )
     raise ModelError(f"{model} on the Hub holds no base model in safetensors files.", "Choose another model.")
+
+
+def _downloaded(repository: str, names: Iterable[str], *, revision: str, reporter: type) -> Path:
+    """The folder that holds these files of the repository."""
+    from huggingface_hub import constants, errors, snapshot_download
+
+    exactly = [re.sub(r"([*?[])", r"[\1]", name) for name in names]
+    try:
+        folder = snapshot_download(repository, revision=revision, allow_patterns=exactly, tqdm_class=reporter)
+    except OSError as error:
+        if error.errno is None:  # of the network, not of the disk
+            raise _unreachable(repository, error) from error
+        raise storage_error(Path(constants.HF_HUB_CACHE), error) from error
+    except errors.HTTPError as error:  # type: ignore[attr-defined]  # re-exported without saying so
+        raise _unreachable(repository, error) from error
+    return Path(folder)
 
 
 def _components(names: Iterable[str]) -> list[str]:

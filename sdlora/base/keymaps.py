@@ -49,6 +49,9 @@ def open_clip(name: str, tensor: Tensor) -> Renamed:
     if name == "text_projection":
         yield "text_projection.weight", tensor.T.contiguous()
         return
+    if name == "text_projection.weight":  # as tools write it that load it as a layer
+        yield name, tensor
+        return
     for pattern, replacement in _OPEN_CLIP:
         name = re.sub(pattern, replacement, name)
     if match := re.fullmatch(r"(.*\.self_attn\.)in_proj_(weight|bias)", name):

@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from sdlora.base.files import Config, ModelFiles
+from sdlora.base.files import Config, ModelFiles, check_unet
 from sdlora.errors import ModelError
 from sdlora.noise import Prediction
 
@@ -18,14 +18,7 @@ Network = TypeVar("Network", bound=nn.Module)
 def load_unet(files: ModelFiles, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """The frozen UNet. Raises ModelError when it is no text-to-image one or tensors are missing."""
     config = files.config("unet")
-    channels = config.get("in_channels")
-    if channels != 4:
-        kind = {9: "an inpainting model", 8: "an image-editing model", 5: "a depth model"}
-        raise ModelError(
-            f"{files.path} is {kind.get(int(channels or 0), 'no text-to-image model')}: "
-            f"its UNet takes {channels} channels instead of 4.",
-            "Choose the text-to-image model that it was made from.",
-        )
+    check_unet(config, files.path)
     unet = hollow(UNet2DConditionModel, config)
     return filled(unet, placed(files, "unet", device, dtype), what=f"the UNet of {files.path}")
 

@@ -35,7 +35,8 @@ class Part:
 
 
 _UNET = Part("model.diffusion_model.", keymaps.unet)
-_VAE = Part("first_stage_model.", keymaps.autoencoder)
+# what a training of the VAE leaves behind
+_VAE = Part("first_stage_model.", keymaps.autoencoder, ("loss.", "model_ema."))
 LAYOUTS: Mapping[str, Mapping[str, Part]] = MappingProxyType(
     {
         "sd1": {
@@ -101,10 +102,13 @@ class ShippedRest:
 
 
 class OriginalFile:
-    """A single file of one of the LAYOUTS. Raises ModelError when it is none."""
+    """A single file of one of the LAYOUTS; `noise` overrides what it says of its scheduler.
 
-    def __init__(self, path: Path, rest: Rest | None = None) -> None:
-        self.path = path
+    Raises ModelError when it is none.
+    """
+
+    def __init__(self, path: Path, rest: Rest | None = None, *, noise: Config = MappingProxyType({})) -> None:
+        self.path, self._noise = path, noise
         self._header = read_header(path)
         self.family = self._recognised()
         self._parts = LAYOUTS[self.family]
@@ -139,7 +143,8 @@ class OriginalFile:
         """The layout whose every component is in the file."""
         prefixes = {name: {part.prefix for part in parts.values()} for name, parts in LAYOUTS.items()}
         for name, wanted in prefixes.items():
-            if all(any(key.startswith(prefix) for key in self._header) for prefix in wanted):
+            there = all(any(key.startswith(prefix) for key in self._header) for prefix in wanted)
+            if there and not any(key.startswith(_OTHER_NOISE) for key in self._header):
                 return name
         raise not_a_base(self.path, self._header)
 
@@ -153,7 +158,7 @@ class OriginalFile:
         )
 
     def _told_of_noise(self) -> Config:
-        """Prediction type and zero-terminal SNR, where the file says something of them."""
+        """Prediction type and zero-terminal SNR, where a person or the file says something of them."""
         metadata = self._header.get("__metadata__") or {}
         stated = str(metadata.get("modelspec.prediction_type", "")).lower()
         told: dict[str, object] = {}
@@ -163,26 +168,31 @@ class OriginalFile:
             told["prediction_type"] = "epsilon"
         if "ztsnr" in self._header:
             told["rescale_betas_zero_snr"] = True
-        return told
+        return {**told, **self._noise}
 
 
 _HINT = "Choose an SD 1.x, SD 2.x or SDXL model."
+_OTHER_NOISE = "edm_"
 _FOREIGN = (
     # what a tensor's name holds -> what the file is
-    ("lora_down.", "an adapter"),
-    ("lora_A.", "an adapter"),
+    ("lora_", "an adapter"),
+    ("lora.down.", "an adapter"),
     (".hada_w1", "an adapter"),
     (".lokr_w1", "an adapter"),
-    (".oft_blocks", "an adapter"),
+    (".oft_", "an adapter"),
+    (_OTHER_NOISE, "a model of EDM's noise, as CosXL and Playground 2.5 are"),
     ("double_blocks.", "a Flux model"),
+    ("single_transformer_blocks.", "a Flux model"),
     ("joint_blocks.", "a Stable Diffusion 3 model"),
     ("control_model.", "a ControlNet"),
     ("input_hint_block.", "a ControlNet"),
+    ("controlnet_cond_embedding.", "a ControlNet"),
     ("conditioner.embedders.0.model.", "the SDXL refiner"),
     ("string_to_param", "an embedding"),
-    ("model.diffusion_model.", "a UNet without a text encoder or VAE"),
-    ("down_blocks.0.resnets.", "one network of a model folder"),
+    ("emb_params", "an embedding"),
+    ("model.diffusion_model.input_blocks.", "a UNet without a text encoder or VAE"),
     ("decoder.up", "a VAE"),
+    ("down_blocks.0.resnets.", "one network of a model folder"),
     ("encoder.layers.", "a text encoder"),
 )
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Outline:
     """The model files `of`, of which only configurations are read: a family loads from it in a second.
 
-    Its tensors have no content, whatever device they are asked for, and its hash is that of nothing.
+    Its tensors have no content, whatever device they are asked for, and its hash is that of nothing. What it
+    predicts is given out as v, for without content that cannot be measured, and sizes do not depend on it.
     """
 
     def __init__(self, of: ModelFiles) -> None:
@@ -30,7 +31,8 @@ class Outline:
         return ()
 
     def config(self, component: str) -> Config:
-        return self.of.config(component)
+        config = self.of.config(component)
+        return {**config, "prediction_type": "v_prediction"} if component == "scheduler" else config
 
     def tensors(self, component: str) -> Iterator[tuple[str, Tensor]]:
         config = self.config(component)

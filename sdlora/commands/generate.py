@@ -73,6 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
             request.base,
             device=machine.device,
             dtype=machine.dtype,
+            prediction=request.prediction,
+            zero_terminal=request.zero_terminal,
             roots=home.model_folders,
             on_bytes=teller.download,
             waiting=True,

@@ -110,7 +110,7 @@ def _config(arguments: argparse.Namespace) -> "TrainConfig":
 
 
 def _tell_memory(config: "TrainConfig", *, silent: bool) -> None:
-    """How the run's memory goes with its device stands on standard error, and how it could need less.
+    """What the base is, and how the run's memory goes with its device, stand on standard error.
 
     Raises SdloraError when the run could not start.
     """
@@ -118,13 +118,14 @@ def _tell_memory(config: "TrainConfig", *, silent: bool) -> None:
     from sdlora.training.estimate import gigabytes, plan_of, verdict
 
     with suppress(ModelAbsent):  # nothing is known of it before it is downloaded
-        needed = plan_of(config).memory_bytes
+        plan = plan_of(config)
         if silent:
             return
+        needed = plan.memory_bytes
         total, free = Machine().room(config.loop.device)
         told = verdict(config, needed, total=total, free=free) if total else None
         words = f"{told.text} {told.hint}".rstrip() if told else f"It needs about {gigabytes(needed)}."
-        print(f"memory: {words}", file=sys.stderr)
+        print(f"base: {plan.base}", f"memory: {words}", sep="\n", file=sys.stderr)
 
 
 def _code(ended: RunEnded) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from sdlora.base.original import SD2_SIDES
 from sdlora.base.targets import PRESETS
 from sdlora.contracts import Conditioning, LatentFormat, Tokens
 from sdlora.families import FAMILIES
-from sdlora.noise import NoiseProcess, Prediction
+from sdlora.noise import NoiseProcess
 
 
 @FAMILIES.register("sd1")
@@ -36,6 +36,7 @@ class StableDiffusion1:
         {"unet": "lora_unet", "text_encoder": "lora_te"}
     )
     presets: ClassVar[Mapping[str, tuple[str, ...]]] = PRESETS
+    layers_left_out: ClassVar[int] = 0  # at the end of the text encoder
 
     source: Path
     native_size: int
@@ -64,26 +65,19 @@ class StableDiffusion1:
         )
 
     @classmethod
-    def load(
-        cls,
-        files: ModelFiles,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        prediction: Prediction | Literal["auto"] = "auto",
-    ) -> "StableDiffusion1":
+    def load(cls, files: ModelFiles, *, device: torch.device, dtype: torch.dtype) -> "StableDiffusion1":
         """The model on `device`, frozen. Raises ModelError when files are missing or damaged."""
         unet = load_unet(files, device=device, dtype=dtype)
-        scheduler, side = files.config("scheduler"), native_size(files)
-        if not scheduler.get("prediction_type", "epsilon"):
-            if prediction == "auto":
-                prediction = measured_prediction(unet, files.config("unet"), device=device, dtype=dtype)
-            side = side * SD2_SIDES[prediction] // SD2_SIDES["v_prediction"]
+        scheduler, side = dict(files.config("scheduler")), native_size(files)
+        if not scheduler.get("prediction_type", "epsilon"):  # a single file that says nothing of it
+            measured = measured_prediction(unet, files.config("unet"), device=device, dtype=dtype)
+            scheduler["prediction_type"] = measured
+            side = side * SD2_SIDES[measured] // SD2_SIDES["v_prediction"]
         return cls(
             source=files.path,
             native_size=side,
             hash=weights_hash(files),
-            noise=NoiseProcess.of_scheduler(scheduler, prediction),
+            noise=NoiseProcess.of_scheduler(scheduler),
             tokenizer=files.tokenizer("tokenizer"),
             unet=unet,
             text_encoder=load_text_encoder(files, "text_encoder", device=device, dtype=dtype),
@@ -103,10 +97,14 @@ class StableDiffusion1:
         return prompt_tokens.tokenize([self.tokenizer], prompts, weighted=weighted, words=words)
 
     def encode_text(self, tokens: Tokens, *, clip_skip: int = 1) -> Conditioning:
-        """States [B,77*chunks,D] of the `clip_skip`-th layer from the end, normalised; differentiable."""
+        """States [B,77*chunks,D] of the `clip_skip`-th layer from the end, normalised; differentiable.
+
+        A layer that is left out stands for the last one that is there.
+        """
         ids = tokens.ids[:, 0]
         output = self.text_encoder(ids.reshape(-1, 77), output_hidden_states=True)
-        states = self.text_encoder.final_layer_norm(output.hidden_states[-clip_skip])
+        layer = max(clip_skip - self.layers_left_out, 1)
+        states = self.text_encoder.final_layer_norm(output.hidden_states[-layer])
         states = states.reshape(*ids.shape, -1)
         if tokens.weights is not None:
             states = states * tokens.weights[:, 0, :, None].to(states)
@@ -143,6 +141,7 @@ class StableDiffusion2(StableDiffusion1):
 
     name: ClassVar[str] = "sd2"
     title: ClassVar[str] = "Stable Diffusion 2.x"
+    layers_left_out: ClassVar[int] = 1
 
     @classmethod
     def matches(cls, files: ModelFiles) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from sdlora.base.networks import load_projected_text_encoder, load_text_encoder,
 from sdlora.base.targets import PRESETS
 from sdlora.contracts import Conditioning, LatentFormat, Tokens
 from sdlora.families import FAMILIES
-from sdlora.noise import NoiseProcess, Prediction
+from sdlora.noise import NoiseProcess
 
 
 @FAMILIES.register("sdxl")
@@ -69,20 +69,13 @@ class StableDiffusionXL:
         )
 
     @classmethod
-    def load(
-        cls,
-        files: ModelFiles,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        prediction: Prediction | Literal["auto"] = "auto",
-    ) -> "StableDiffusionXL":
+    def load(cls, files: ModelFiles, *, device: torch.device, dtype: torch.dtype) -> "StableDiffusionXL":
         """The model on `device`, frozen. Raises ModelError when files are missing or damaged."""
         return cls(
             source=files.path,
             native_size=native_size(files),
             hash=weights_hash(files),
-            noise=NoiseProcess.of_scheduler(files.config("scheduler"), prediction),
+            noise=NoiseProcess.of_scheduler(files.config("scheduler")),
             tokenizers=(files.tokenizer("tokenizer"), files.tokenizer("tokenizer_2")),
             unet=load_unet(files, device=device, dtype=dtype),
             text_encoder=load_text_encoder(files, "text_encoder", device=device, dtype=dtype),
@@ -105,7 +98,7 @@ class StableDiffusionXL:
     def encode_text(self, tokens: Tokens, *, clip_skip: int = 1) -> Conditioning:
         """States [B,77*chunks,D1+D2] and the first chunk's pooled output [B,P]; differentiable.
 
-        `clip_skip` 1 is the layer before the last, which the model was trained on; 2 the one before that.
+        `clip_skip` counts layers from the end; the last one, which the model never saw, is the one before it.
         """
         batch, _, length = tokens.ids.shape
         first, second = tokens.ids.unbind(dim=1)
@@ -113,7 +106,8 @@ class StableDiffusionXL:
             self.text_encoder(first.reshape(-1, 77), output_hidden_states=True),
             self.text_encoder_2(second.reshape(-1, 77), output_hidden_states=True),
         ]
-        parts = [output.hidden_states[-clip_skip - 1].reshape(batch, length, -1) for output in outputs]
+        layer = max(clip_skip, 2)
+        parts = [output.hidden_states[-layer].reshape(batch, length, -1) for output in outputs]
         if tokens.weights is not None:
             weights = tokens.weights.unbind(dim=1)
             parts = [part * weight[..., None].to(part) for part, weight in zip(parts, weights, strict=True)]

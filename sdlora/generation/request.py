@@ -35,7 +35,22 @@ class GenerateRequest:
     seed: int = option(0, "The seed of the first picture; the next ones count up", low=0, high=2**32 - 1)
     count: int = option(1, "How many pictures", low=1, high=64)
     clip_skip: int = option(
-        1, "Take the text encoder's n-th layer from the end", low=1, high=12, unit="layers"
+        1,
+        "Take the text encoder's n-th layer from the end; SD 2.x and SDXL begin at the second",
+        low=1,
+        high=12,
+        unit="layers",
+    )
+    prediction: str = option(
+        "auto",
+        "What the base's UNet predicts; `auto` detects it",
+        choices=("auto", "epsilon", "v_prediction"),
+    )
+    zero_terminal: str = option(
+        "auto",
+        "Whether the base's last timestep is pure noise; `auto` detects it",
+        choices=("auto", "on", "off"),
+        label="Zero-terminal SNR",
     )
     stack: tuple[Entry, ...] = ()
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from PIL import Image
 
@@ -35,6 +35,14 @@ class Tell(Protocol):
     def __call__(self, kind: str, **told: object) -> None: ...
 
 
+class Base(NamedTuple):
+    """A base model, and what a request says of its noise."""
+
+    model: str
+    prediction: str
+    zero_terminal: str
+
+
 class Drawing:
     """The model that is loaded, with the stack that it carries, for the next request.
 
@@ -42,7 +50,7 @@ class Drawing:
     """
 
     def __init__(self) -> None:
-        self._loaded: tuple[str, Family, Patch] | None = None
+        self._loaded: tuple[Base, Family, Patch] | None = None
 
     def draw(self, message: Message, *, tell: Tell, cancelled: Callable[[], bool]) -> list[Path]:
         """The pictures of the message's `request` are files in its `outputs`; their paths.
@@ -54,8 +62,9 @@ class Drawing:
         machine = Runtime.choose(os.environ.get(DEVICE, "auto"))
         advice = "Choose a smaller size or fewer pictures, or close other programs that use the device."
         with lease(machine.device, "the page, which draws"), memory_told(advice):
+            base = Base(request.base, request.prediction, request.zero_terminal)
             family, patch = self._ready(
-                request.base, message["models"], machine=machine, tell=tell, cancelled=cancelled
+                base, message["models"], machine=machine, tell=tell, cancelled=cancelled
             )
             tell("stage", stage="Drawing")
             pictures = generate(family, request, on_step=_teller(tell), cancelled=cancelled, patch=patch)
@@ -68,14 +77,14 @@ class Drawing:
 
     def _ready(
         self,
-        model: str,
+        base: Base,
         folders: Sequence[str],
         *,
         machine: Runtime,
         tell: Tell,
         cancelled: Callable[[], bool],
     ) -> tuple[Family, Patch]:
-        if self._loaded is None or self._loaded[0] != model:
+        if self._loaded is None or self._loaded[0] != base:
             tell("stage", stage="Loading the base model")
             self._loaded = None
             gc.collect()  # the old model must be gone before the new one comes
@@ -86,15 +95,17 @@ class Drawing:
                     raise Cancelled("The download was cancelled.")
 
             family = load_family(
-                model,
+                base.model,
                 device=machine.device,
                 dtype=machine.dtype,
+                prediction=base.prediction,
+                zero_terminal=base.zero_terminal,
                 roots=[Path(folder) for folder in folders],
                 on_bytes=on_bytes,
                 waiting=True,
             )
             settle_in(family, machine.free_bytes())
-            self._loaded = (model, family, Patch(family))
+            self._loaded = (base, family, Patch(family))
         return self._loaded[1:]
 
 

@@ -44,11 +44,13 @@ Fit = Literal["fits", "tight", "too big"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPlan:
-    """`passes` is how often each picture is seen; `seconds` None when no like run was measured here.
+    """`base` is what was detected of it; `passes` is how often each picture is seen.
 
-    `estimated` says that `memory_bytes` was counted and not measured.
+    `seconds` is None when no like run was measured here. `estimated` says that `memory_bytes` was counted and
+    not measured.
     """
 
+    base: str
     steps: int
     passes: float
     images: int
@@ -114,7 +116,7 @@ def gigabytes(count: float) -> str:
 def plan_of(config: TrainConfig) -> TrainPlan:
     """What the run will take. Raises SdloraError when its dataset or base cannot be used."""
     home = Home.default()
-    info = describe(config.base.model, roots=home.model_folders)
+    info = _described(config)
     dataset = scan(Path(config.data.folder), repeats=config.data.repeats)
     told = report(
         dataset,
@@ -126,6 +128,7 @@ def plan_of(config: TrainConfig) -> TrainPlan:
     known = measured.recall(home.cache, config, model=str(info.path), resolution=resolution)
     passes = config.loop.steps / told.steps_per_pass
     return TrainPlan(
+        base=info.text,
         steps=config.loop.steps,
         passes=passes,
         images=told.images,
@@ -134,6 +137,17 @@ def plan_of(config: TrainConfig) -> TrainPlan:
         estimated=known is None,
         seconds=known.seconds * config.loop.steps if known else None,
         warnings=tuple(_warnings(config, info, told, passes, home)),
+    )
+
+
+def _described(config: TrainConfig) -> ModelInfo:
+    base = config.base
+    return describe(
+        base.model,
+        family=base.family,
+        prediction=base.prediction,
+        zero_terminal=base.zero_terminal,
+        roots=Home.default().model_folders,
     )
 
 
@@ -150,7 +164,7 @@ def _ways(config: TrainConfig, room: int) -> tuple[Way, ...]:
 
     When none does, the one that needs least.
     """
-    info = describe(config.base.model, roots=Home.default().model_folders)
+    info = _described(config)
     tried: list[Way] = []
     fitting: list[Way] = []
     for values in _changes(config, info):
@@ -226,9 +240,9 @@ def _on_gpu(config: TrainConfig) -> bool:
 
 
 def _dtype(config: TrainConfig, *, on_gpu: bool) -> torch.dtype:
-    """The number format of the base; `auto` is one of 16 bits on a CUDA device."""
+    """The number format of the base, or one as wide; `auto` is one of 16 bits on a GPU."""
     if config.loop.precision == "auto":
-        return torch.bfloat16 if on_gpu and torch.cuda.device_count() else torch.float32
+        return torch.bfloat16 if on_gpu else torch.float32
     return torch.float32 if config.loop.precision == "fp32" else torch.bfloat16
 
 

@@ -116,6 +116,7 @@ def loaded(run: Run, machine: Runtime, tell: Tell) -> Family:
         dtype=machine.dtype,
         family=base.family,
         prediction=base.prediction,
+        zero_terminal=base.zero_terminal,
         roots=Home.default().model_folders,
         waiting=True,
         on_bytes=_downloading(run, tell),

@@ -145,7 +145,7 @@ def count(info: ModelInfo, setting: Setting) -> Counted:
 def _outline(info: ModelInfo, dtype: torch.dtype, *, packed: bool, trains_text: bool) -> Family:
     """The base without content; `packed` weights are those of layers that make them anew when asked."""
     kind = FAMILIES.get(info.family)
-    family = kind.load(Outline(info.files), device=_META, dtype=dtype, prediction="epsilon")
+    family = kind.load(Outline(info.files), device=_META, dtype=dtype)
     if packed:
         for name in ("unet", *(text_encoders(family) if trains_text else ())):
             store(family.networks[name], "full", device=_META)

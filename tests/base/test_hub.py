@@ -133,11 +133,21 @@ def test_a_model_is_fetched_once_with_progress(hub: Hub, tiny_sd1: TinyModel) ->
     path = fetch("tiny/model", on_bytes=lambda done, total: told.append((done, total)))
     fetched = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
     assert fetched <= {str(p.relative_to(tiny_sd1.folder)) for p in tiny_sd1.folder.rglob("*")}
-    assert told[-1][0] == told[-1][1] == sum(len(hub.files[name]) for name in fetched)
+    weights = [name for name in fetched if name.endswith(".safetensors")]
+    assert told[-1][0] == told[-1][1] == sum(len(hub.files[name]) for name in weights)
     family = load_family("tiny/model", device="cpu", dtype=torch.float32)
     assert family.hash == tiny_sd1.family.hash
     hub.asked.clear()
     assert fetch("tiny/model") == cached("tiny/model") == path and not hub.asked
+
+
+def test_a_model_that_cannot_be_used_is_refused_before_its_weights_are_fetched(hub: Hub) -> None:
+    hub.files["unet/config.json"] = hub.files["unet/config.json"].replace(
+        b'"in_channels": 4', b'"in_channels": 9'
+    )
+    with pytest.raises(ModelError, match="an inpainting model"):
+        fetch("tiny/model")
+    assert not [name for name in hub.downloads() if name.endswith(".safetensors")]
 
 
 def test_a_broken_connection_goes_on_where_it_broke(hub: Hub) -> None:
@@ -249,6 +259,11 @@ def test_fp16_is_taken_where_there_is_a_choice() -> None:
 def test_pickled_weights_are_not_fetched() -> None:
     with pytest.raises(ModelError, match="pickled weights"):
         choose("a/b", [*FOLDER, "unet/diffusion_pytorch_model.bin"])
+
+
+def test_a_model_without_a_unet_is_not_fetched() -> None:
+    with pytest.raises(ModelError, match="a/b on the Hub has no UNet"):
+        choose("a/b", ["model_index.json", "transformer/config.json", "vae/config.json", "a.safetensors"])
 
 
 def test_of_several_single_files_one_must_be_named() -> None:

@@ -145,20 +145,33 @@ def test_the_side_of_sd2_follows_from_what_the_file_says(
     assert OriginalFile(path, rest=ModelFolder(tiny_sd2.folder)).config("unet")["sample_size"] == side
 
 
+class Silent(ModelFolder):
+    """What a single file of SD 2 leaves out, but for what the UNet predicts."""
+
+    def config(self, component: str) -> Config:
+        told = super().config(component)
+        return {**told, "prediction_type": None} if component == "scheduler" else told
+
+
 @pytest.mark.parametrize(("prediction", "side"), [("v_prediction", 64), ("epsilon", 64 * 64 // 96)])
-def test_without_a_word_the_side_of_sd2_follows_from_what_it_predicts(
+def test_without_a_word_noise_and_side_of_sd2_follow_from_what_is_measured(
+    tiny_sd2: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prediction: Prediction, side: int
+) -> None:
+    path = write_original(tiny_sd2.folder, tmp_path / "x.safetensors", family="sd2")
+    monkeypatch.setattr("sdlora.families.sd1.measured_prediction", lambda *unet, **where: prediction)
+    family = load(OriginalFile(path, rest=Silent(tiny_sd2.folder)))
+    assert (family.native_size, family.noise.prediction) == (side, prediction)
+
+
+@pytest.mark.parametrize(("prediction", "side"), [("v_prediction", 768), ("epsilon", 512)])
+def test_what_a_person_says_of_the_noise_is_not_measured(
     tiny_sd2: TinyModel, tmp_path: Path, prediction: Prediction, side: int
 ) -> None:
-    class Silent(ModelFolder):
-        def config(self, component: str) -> Config:
-            told = super().config(component)
-            return {**told, "prediction_type": None} if component == "scheduler" else told
-
     path = write_original(tiny_sd2.folder, tmp_path / "x.safetensors", family="sd2")
-    files = OriginalFile(path, rest=Silent(tiny_sd2.folder))
-    kind = FAMILIES.get("sd2")
-    family = kind.load(files, device=torch.device("cpu"), dtype=torch.float32, prediction=prediction)
+    said = {"prediction_type": prediction, "rescale_betas_zero_snr": prediction == "v_prediction"}
+    family = load(OriginalFile(path, rest=Silent(tiny_sd2.folder), noise=said))
     assert (family.native_size, family.noise.prediction) == (side, prediction)
+    assert family.noise.zero_terminal == (prediction == "v_prediction")
 
 
 class Answering(nn.Module):
@@ -193,10 +206,19 @@ def test_an_inpainting_file_is_refused_by_name(tiny_sd1: TinyModel, tmp_path: Pa
     ("name", "noun"),
     [
         ("lora_unet_down_blocks_0.lora_down.weight", "an adapter"),
+        ("lora_unet_down_blocks_0.diff", "an adapter"),
+        ("unet.down_blocks.0.attn1.to_q.lora.down.weight", "an adapter"),
+        ("base_model.model.down_blocks.0.attn1.to_q.oft_R.default", "an adapter"),
         ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "a Flux model"),
         ("model.diffusion_model.joint_blocks.0.x.weight", "a Stable Diffusion 3 model"),
+        ("single_transformer_blocks.0.attn.to_q.weight", "a Flux model"),
         ("control_model.input_hint_block.0.weight", "a ControlNet"),
+        ("controlnet_cond_embedding.conv_in.weight", "a ControlNet"),
+        ("conditioner.embedders.0.model.ln_final.weight", "the SDXL refiner"),
+        ("emb_params", "an embedding"),
+        ("model.diffusion_model.input_blocks.0.0.weight", "a UNet without a text encoder or VAE"),
         ("decoder.up.0.block.0.conv1.weight", "a VAE"),
+        ("decoder.up_blocks.0.resnets.0.conv1.weight", "a VAE"),
         ("down_blocks.0.resnets.0.conv1.weight", "one network of a model folder"),
         ("text_model.encoder.layers.0.mlp.fc1.weight", "a text encoder"),
     ],
@@ -205,6 +227,24 @@ def test_a_file_that_is_no_base_is_told_what_it_is(tmp_path: Path, name: str, no
     save_file({name: torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(ModelError, match=f"is {noun}, not a base model"):
         open_model(tmp_path / "x.safetensors")
+
+
+def test_a_model_of_another_noise_is_refused_by_name(tiny_sdxl: TinyModel, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is a model of EDM's noise"):
+        markers(tiny_sdxl, tmp_path, edm_mean=torch.zeros(4), edm_std=torch.ones(4))
+
+
+def test_what_other_tools_leave_in_a_file_changes_nothing(tiny_sdxl: TinyModel, tmp_path: Path) -> None:
+    path = write_original(tiny_sdxl.folder, tmp_path / "x.safetensors", family="sdxl")
+    state = load_file(path)
+    second = "conditioner.embedders.1.model.text_projection"
+    state[f"{second}.weight"] = state.pop(second).T.contiguous()
+    left = ("model_ema.decay", "first_stage_model.model_ema.decay", "first_stage_model.loss.logvar")
+    save_file({**state, **{name: torch.zeros(1) for name in left}}, path)
+    ours = load(OriginalFile(path, rest=ModelFolder(tiny_sdxl.folder)))
+    for component, network in networks(tiny_sdxl.family).items():
+        found = networks(ours)[component].state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in network.state_dict().items())
 
 
 def test_an_unknown_tensor_is_an_error(tiny_sd1: TinyModel, tmp_path: Path) -> None:

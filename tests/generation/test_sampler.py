@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -99,9 +100,26 @@ def test_every_solver_ends_finite_on_a_zero_terminal_process(tiny_sd1: TinyModel
     assert np.asarray(picture).std() > 1
 
 
-def test_a_solver_follows_the_familys_noise(tiny_sd1: TinyModel) -> None:
-    scheduler = SOLVERS["DDIM"].build(tiny_sd1.family.noise, 10)
-    assert torch.allclose(scheduler.alphas_cumprod, tiny_sd1.family.noise.alphas_bar, rtol=1e-4)
+@pytest.mark.parametrize(
+    "noise", [{}, {"prediction_type": "v_prediction"}, {"prediction_type": "v_prediction", "zero": True}]
+)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_solver_is_what_diffusers_makes_of_the_models_own_schedule(
+    solver: str, noise: dict[str, object]
+) -> None:
+    config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", **noise}
+    zero = config.pop("zero", False)
+    if zero:
+        config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    row = SOLVERS[solver]
+    expected = getattr(diffusers, row.scheduler)(**{**row.settings, **config})
+    expected.set_timesteps(9)
+    built = row.build(NoiseProcess.of_scheduler(config), 9)
+    assert torch.allclose(built.timesteps, expected.timesteps, rtol=1e-5)
+    assert built.config.prediction_type == expected.config.prediction_type
+    assert torch.allclose(built.alphas_cumprod, expected.alphas_cumprod, rtol=1e-3, atol=1e-7)
+    if hasattr(built, "sigmas"):
+        assert torch.allclose(built.sigmas, expected.sigmas, rtol=1e-3)
 
 
 def test_too_many_steps_for_a_solver_are_refused() -> None:

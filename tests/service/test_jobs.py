@@ -5,11 +5,15 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sdlora.errors import AdapterError
 from sdlora.generation.request import GenerateRequest
+from sdlora.generation.sampler import generate
+from sdlora.loading import load_family
 from sdlora.service.jobs import Job
 from sdlora.service.studio import Entry, Studio
 from tests.conftest import TinyModel
@@ -50,6 +54,19 @@ def test_a_stack_leaves_nothing_to_the_next_request(studio: Studio, adapter: Pat
     first = [pixels(plain), pixels(fading), pixels("a red cat <lora:ink:4>")]
     assert [pixels(fading), pixels(plain)] == [first[1], first[0]]
     assert len(set(first)) == 3
+
+
+def test_what_a_request_says_of_the_base_is_what_it_is_drawn_with(
+    studio: Studio, tiny_sd1: TinyModel
+) -> None:
+    said = {"prediction": "v_prediction", "zero_terminal": "on"}
+    family = load_family(str(tiny_sd1.folder), device="cpu", dtype=torch.float32, **said)
+    for asked, base in ((request(), tiny_sd1.family), (request(**said), family)):
+        (expected,) = generate(base, asked)
+        job = drawn(studio, asked)
+        assert job.state == "done", job.error
+        with Image.open(job.files[0]) as picture:
+            assert np.abs(np.asarray(picture).astype(int) - np.asarray(expected)).max() <= 1
 
 
 def test_a_failed_request_is_told_in_words_and_the_next_one_works(studio: Studio) -> None:

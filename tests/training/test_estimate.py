@@ -19,7 +19,13 @@ def test_passes_follow_from_steps_and_buckets(make_run: MakeRun) -> None:
     plan = plan_of(make_run(loop__steps=8, loop__batch_size=2, loop__accumulate=1).config)
     # 3 square, 2 wide and 1 tall picture in batches of 2: 2 + 1 + 1 = 4 steps a pass
     assert (plan.steps, plan.images, plan.passes) == (8, 6, 2.0)
+    assert plan.base == "Stable Diffusion 1.x, 64 pixels, predicts epsilon"
     assert sum(bucket.samples for bucket in plan.buckets) == 6
+
+
+def test_a_noise_that_cannot_be_is_told_before_the_run(make_run: MakeRun) -> None:
+    with pytest.raises(ModelError, match="cannot be combined"):
+        plan_of(make_run(base__zero_terminal="on").config)
 
 
 def test_time_is_unknown_until_a_like_run_was_measured(make_run: MakeRun) -> None:

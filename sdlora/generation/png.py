@@ -4,10 +4,13 @@ A file holds the request of its one picture. Adapters are named by name and hash
 is handed to strangers. Reading trusts nothing: what is not understood becomes a note.
 """
 
+import base64
+import binascii
 import dataclasses
+import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +22,15 @@ from sdlora.files import replacing
 from sdlora.generation.prompt import Tag, adapters_in, extract_tags, write_tag
 from sdlora.generation.request import GenerateRequest, entry_tag, request_object, weights_told
 from sdlora.generation.solvers import SOLVERS
+from sdlora.network.change import grey
 from sdlora.network.codec import AdapterFile
 from sdlora.network.info import short_hash
 from sdlora.network.stack import Entry
 
-_TEXT_LIMIT = 200_000
+KeepMask = Callable[[str, bytes], Path]
+"""Makes a file of the name and content of a mask in a picture. Raises AdapterError for a bad one."""
+
+_TEXT_LIMIT = 1 << 20  # as much as Pillow reads
 _PAIR = re.compile(r'([A-Za-z][\w /+-]*):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,\s*|$)')
 _UNTOLD = {"Version", "RNG", "Model hash", "Lora hashes", "Schedule type", "Model"}
 
@@ -76,9 +83,10 @@ def parameters(request: GenerateRequest, size: tuple[int, int], *, model_hash: s
     return "\n".join(lines)
 
 
-def read_png(path: Path, *, folders: Iterable[Path] = ()) -> Restored:
+def read_png(path: Path, *, folders: Iterable[Path] = (), keep_mask: KeepMask | None = None) -> Restored:
     """The request that a picture holds; adapters are looked up in the folders by name and hash.
 
+    Masks become files by `keep_mask`; without it, and in A1111's text, they are left out with a note.
     Raises UserError when the file is no picture, or says nothing of how it was made.
     """
     try:
@@ -89,7 +97,7 @@ def read_png(path: Path, *, folders: Iterable[Path] = ()) -> Restored:
     library = _Library(folders)
     if exact := texts.get("sdlora", ""):
         try:
-            return _from_exact(exact, library)
+            return _from_exact(exact, library, keep_mask)
         except ConfigError:
             pass  # damaged, or of a newer version: the other text may still do
     if plain := texts.get("parameters", ""):
@@ -126,7 +134,7 @@ class _Library:
 
 def _exact(request: GenerateRequest) -> str:
     stack = [
-        {"name": name, "hash": digest, **weights_told(_without_path(entry))}
+        {"name": name, "hash": digest, **weights_told(_without_path(entry)), **_mask_told(entry)}
         for entry in request.stack
         for name, digest in [_named(entry)]
     ]
@@ -134,18 +142,29 @@ def _exact(request: GenerateRequest) -> str:
     return json.dumps({**json.loads(shown.to_json()), "stack": stack}, ensure_ascii=False)
 
 
-def _from_exact(text: str, library: _Library) -> Restored:
+def _from_exact(text: str, library: _Library, keep_mask: KeepMask | None) -> Restored:
     _check_length(text)
     values, stack = request_object(text)
     entries: list[Entry] = []
     notes: list[str] = []
     for value in stack:
         tag = entry_tag(value, name="name")
-        digest = value.get("hash") if isinstance(value, dict) else None
-        if not isinstance(digest, str):
+        told = value if isinstance(value, dict) else {}
+        if not isinstance(digest := told.get("hash"), str):
             raise ConfigError(f'The adapter "{tag.name}" has no hash.', "Write the picture with sdlora.")
-        _add(entries, notes, library.find(tag.name, digest), tag)
+        mask = _kept_mask(tag, told.get("mask"), keep_mask)
+        _add(entries, notes, library.find(tag.name, digest), tag, mask=mask)
     return Restored(GenerateRequest.of(values, tuple(entries)), tuple(notes))
+
+
+def _kept_mask(tag: Tag, told: object, keep_mask: KeepMask | None) -> Path | None:
+    """The file of the mask that a picture carries for the adapter; None where that cannot be."""
+    if tag.change.mask is None or not isinstance(told, str) or keep_mask is None:
+        return None
+    try:
+        return keep_mask(tag.change.mask.name, base64.b64decode(told, validate=True))
+    except (AdapterError, binascii.Error, ValueError):
+        return None
 
 
 def _add(
@@ -153,13 +172,18 @@ def _add(
     notes: list[str],
     found: tuple[Path | None, str],
     tag: Tag,
+    *,
+    mask: Path | None = None,
 ) -> None:
     file, note = found
     if note:
         notes.append(note)
-    if mask := tag.change.mask:
-        notes.append(f'The mask "{mask.name}" of the adapter "{tag.name}" is not in the picture.')
-        tag = tag._replace(change=dataclasses.replace(tag.change, mask=None))
+    if tag.change.mask:
+        if mask is None:
+            notes.append(
+                f'The mask "{tag.change.mask.name}" of the adapter "{tag.name}" is not in the picture.'
+            )
+        tag = tag._replace(change=dataclasses.replace(tag.change, mask=mask))
     try:
         entries += [tag.entry(file)] if file else []
     except SdloraError as error:
@@ -231,6 +255,18 @@ def _without_path(entry: Entry) -> Entry:
     if mask is None:
         return entry
     return dataclasses.replace(entry, change=dataclasses.replace(entry.change, mask=Path(mask.name)))
+
+
+def _mask_told(entry: Entry) -> dict[str, str]:
+    """The entry's mask itself, so that the picture can be made again elsewhere."""
+    if entry.change.mask is None:
+        return {}
+    held = io.BytesIO()
+    try:
+        grey(entry.change.mask).save(held, format="PNG", optimize=True)
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return {}  # it went away while the picture was drawn
+    return {"mask": base64.b64encode(held.getvalue()).decode("ascii")}
 
 
 def _named(entry: Entry) -> tuple[str, str]:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor
 from sdlora.errors import AdapterError, ConfigError
 
 Curve = tuple[tuple[float, float], ...]
+MASK_SIDE = 256  # pixels of a mask's longer side at most: finer than the latents of a picture of 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,18 @@ class Change:
         return area if self.mask is None else area * _grey(self.mask, height, width)
 
 
+def grey(mask: Path | IO[bytes]) -> Image.Image:
+    """The mask in grey, in at most MASK_SIDE pixels a side: all that counts of it; done twice, the same.
+
+    Raises OSError or ValueError when it is no picture.
+    """
+    with Image.open(mask) as image:
+        scale = min(1.0, MASK_SIDE / max(image.size))
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        whole = image.convert("L")
+    return whole if size == whole.size else whole.resize(size, Image.Resampling.BOX)
+
+
 def parse_curve(text: str) -> Curve:
     """The points of `0@0,1@0.5`: multiplier at fraction. Raises ConfigError when it is no such list."""
     points = []
@@ -103,13 +117,12 @@ def _interpolated(curve: Sequence[tuple[float, float]], fraction: float) -> floa
 
 def _grey(path: Path, height: int, width: int) -> Tensor:
     try:
-        with Image.open(path) as image:
-            grey = image.convert("L").tobytes()
-            size = image.height, image.width
+        image = grey(path)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or error
         raise AdapterError(
             f"The mask {path} cannot be read: {reason}.", "Use a PNG in black and white."
         ) from None
-    pixels = torch.frombuffer(bytearray(grey), dtype=torch.uint8).reshape(1, 1, *size).float() / 255
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).float() / 255
+    pixels = pixels.reshape(1, 1, image.height, image.width)
     return F.interpolate(pixels, (height, width), mode="area")[0, 0]

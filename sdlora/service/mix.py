@@ -1,18 +1,20 @@
 """What a person can choose for a stack: arrangements of several adapters, blocks by name, masks."""
 
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import IO
 
 from PIL import Image
 
 from sdlora.errors import AdapterError, ConfigError
-from sdlora.files import safe_name, sha256, write_atomic
+from sdlora.files import safe_name, write_atomic
 from sdlora.generation.words import with_parts
 from sdlora.network.blocks import LISTS, PARTS
-from sdlora.network.change import Change, turns, window
+from sdlora.network.change import MASK_SIDE, Change, grey, turns, window
 from sdlora.network.stack import Entry
 
 ARRANGEMENTS: Mapping[str, str] = MappingProxyType(
@@ -71,13 +73,26 @@ class Masks:
 
     def add(self, upload: Path) -> Path:
         """A grey copy of the picture lies in the folder. Raises AdapterError when it is no picture."""
+        return self._keep(upload.name, upload)
+
+    def keep(self, name: str, content: bytes) -> Path:
+        """The mask that a picture carried under `name` lies in the folder; the same one only once.
+
+        Raises AdapterError when it is no picture, or larger than what we write.
+        """
+        if len(content) > MASK_SIDE**2 * 2:
+            raise AdapterError(f"{name} is larger than a mask can be.")
+        return self._keep(name, io.BytesIO(content))
+
+    def _keep(self, name: str, picture: Path | IO[bytes]) -> Path:
         held = io.BytesIO()
         try:
-            with Image.open(upload) as image:
-                image.convert("L").save(held, format="PNG")
+            grey(picture).save(held, format="PNG")
         except (OSError, ValueError, Image.DecompressionBombError):
-            raise AdapterError(f"{upload.name} is no picture.", "Use a PNG, white where it counts.") from None
-        path = self.folder / f"{safe_name(upload.stem)[:40]}-{sha256(upload)[:8]}.png"
+            raise AdapterError(f"{name} is no picture.", "Use a PNG, white where it counts.") from None
+        digest = hashlib.sha256(held.getvalue()).hexdigest()[:8]
+        stem = safe_name(Path(name).stem.removesuffix(f"-{digest}"))[:40]
+        path = self.folder / f"{stem}-{digest}.png"
         write_atomic(path, held.getvalue())
         return path
 

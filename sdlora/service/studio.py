@@ -87,7 +87,8 @@ class Studio:
 
     def restore(self, picture: Path) -> Restored:
         """The request that a picture says it was made with. Raises UserError when it says nothing."""
-        return read_png(picture, folders=[*self.home.adapter_folders, self.home.runs])
+        folders = [*self.home.adapter_folders, self.home.runs]
+        return read_png(picture, folders=folders, keep_mask=self.masks.keep)
 
     def restore_text(self, text: str) -> Restored:
         """The request that settings in A1111's words mean, other tools' included."""

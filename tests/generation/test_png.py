@@ -15,6 +15,7 @@ from sdlora.generation.png import parameters, picture_request, read_parameters, 
 from sdlora.generation.request import GenerateRequest
 from sdlora.network.change import Change, turns, window
 from sdlora.network.stack import Entry
+from sdlora.service.mix import Masks
 
 PICTURE = Image.new("RGB", (64, 96), "red")
 
@@ -64,12 +65,39 @@ def test_a_picture_restores_how_weights_vary(tmp_path: Path, request_of_two: Gen
     assert read_parameters(text, folders=[tmp_path / "loras"]).request == varied
 
 
-def test_a_mask_is_named_but_never_fetched(tmp_path: Path, request_of_two: GenerateRequest) -> None:
-    entry = replace(request_of_two.stack[0], change=Change(mask=tmp_path / "left.png"))
-    save_png(tmp_path / "x.png", PICTURE, replace(request_of_two, stack=(entry,)))
+def masked(request: GenerateRequest, mask: Path) -> GenerateRequest:
+    """The request whose first adapter counts where a soft disc is bright."""
+    Image.radial_gradient("L").resize((600, 400)).save(mask)
+    return replace(request, stack=(replace(request.stack[0], change=Change(mask=mask)),))
+
+
+def test_a_picture_carries_its_masks(tmp_path: Path, request_of_two: GenerateRequest) -> None:
+    request, masks = masked(request_of_two, tmp_path / "left.png"), Masks(tmp_path / "masks")
+    save_png(tmp_path / "x.png", PICTURE, request)
     with Image.open(tmp_path / "x.png") as picture:
         assert all(str(tmp_path) not in text for text in picture.info.values())
-    restored = read_png(tmp_path / "x.png", folders=[tmp_path / "loras"])
+    for _ in range(2):
+        restored = read_png(tmp_path / "x.png", folders=[tmp_path / "loras"], keep_mask=masks.keep)
+        (mask,) = masks.folder.iterdir()
+        (change,) = (entry.change for entry in restored.request.stack)
+        assert change.mask == mask and restored.notes == ()
+        assert torch.equal(change.area(64, 96), request.stack[0].change.area(64, 96))
+        save_png(tmp_path / "x.png", PICTURE, restored.request)  # and on from picture to picture
+
+
+@pytest.mark.parametrize("damage", [None, 5, "no base64 !", "bm8gcGljdHVyZQ=="])
+def test_a_mask_that_cannot_be_read_is_a_note(
+    tmp_path: Path, request_of_two: GenerateRequest, damage: object
+) -> None:
+    save_png(tmp_path / "x.png", PICTURE, masked(request_of_two, tmp_path / "left.png"))
+    with Image.open(tmp_path / "x.png") as picture:
+        told = json.loads(picture.info["sdlora"])
+    told["stack"][0]["mask"] = damage
+    info = PngImagePlugin.PngInfo()
+    info.add_text("sdlora", json.dumps(told))
+    PICTURE.save(tmp_path / "y.png", pnginfo=info)
+    masks = Masks(tmp_path / "masks")
+    restored = read_png(tmp_path / "y.png", folders=[tmp_path / "loras"], keep_mask=masks.keep)
     assert restored.request.stack == (request_of_two.stack[0],)
     assert restored.notes == ('The mask "left.png" of the adapter "ink" is not in the picture.',)
 

@@ -5,6 +5,7 @@ fp16, which no name tells, so the result is looked at, and one that overflowed c
 Encoding is always fp32, for latents are cached.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,14 +21,15 @@ from sdlora.contracts import LatentFormat
 from sdlora.errors import ModelError
 from sdlora.runtime import release
 
-TILE = 512  # pixels a side of the tiles where memory did not suffice
+WHOLE = 1536 * 1536  # pixels that are decoded in one piece
+TILES = (1024, 512)  # pixels a side of tiles: those of larger pictures, and where memory does not suffice
 
 
 class Autoencoder:
     """A VAE that encodes in fp32 and decodes in `dtype` where that is finite.
 
-    Pictures of more than `tile_above` pixels are decoded in overlapping tiles, which bounds the memory, and
-    so are those for which it does not suffice.
+    Pictures of more than `whole` pixels are decoded in overlapping `tiles`, which bounds the memory, and so
+    are those for which it does not suffice. Tiles differ a little from the whole: each is normalised alone.
     """
 
     def __init__(
@@ -35,9 +37,10 @@ class Autoencoder:
         vae: Any,  # Any: diffusers' AutoencoderKL is untyped
         *,
         dtype: torch.dtype,
-        tile_above: int = 1536 * 1536,
+        whole: int = WHOLE,
+        tiles: Sequence[int] = TILES,
     ) -> None:
-        self.vae, self.dtype, self.tile_above = vae, dtype, tile_above
+        self.vae, self.dtype, self.whole, self.tiles = vae, dtype, whole, tiles
         scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.format = LatentFormat(vae.config.latent_channels, factor, scale, shift, preview=())
@@ -75,21 +78,25 @@ class Autoencoder:
         return pixels.clamp(-1, 1)
 
     def _decoded(self, latents: Tensor) -> Tensor:
-        tiled = latents.shape[-2] * latents.shape[-1] * self.format.factor**2 > self.tile_above
-        if tiled:
-            return self._decoded_as(latents, tiled=True)
+        height, width = (side * self.format.factor for side in latents.shape[-2:])
+        tiles = [side for side in self.tiles if side < max(height, width)]
+        return self._decoded_as(latents, [0, *tiles] if height * width <= self.whole else tiles)
+
+    def _decoded_as(self, latents: Tensor, sides: Sequence[int]) -> Tensor:
+        """Pixels, decoded in tiles of the first of `sides` (0: whole) for which the memory suffices."""
+        side, *smaller = sides
         try:
-            return self._decoded_as(latents, tiled=False)
+            return self._decoded_in(latents, side)
         except torch.OutOfMemoryError:
-            pass
+            if not smaller:
+                raise
         # outside the handler, whose traceback would keep the tensors alive
         release(latents.device)
-        self.vae.tile_sample_min_size = TILE
-        self.vae.tile_latent_min_size = TILE // self.format.factor
-        return self._decoded_as(latents, tiled=True)
+        return self._decoded_as(latents, smaller)
 
-    def _decoded_as(self, latents: Tensor, *, tiled: bool) -> Tensor:
-        decode = self.vae.tiled_decode if tiled else self.vae._decode
+    def _decoded_in(self, latents: Tensor, side: int) -> Tensor:
+        self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = side, side // self.format.factor
+        decode = self.vae.tiled_decode if side else self.vae._decode
         half = self.dtype != torch.float32
         with torch.autocast(latents.device.type, self.dtype, enabled=half), in_strips(self.vae.decoder):
             return torch.cat([decode(one).sample.float() for one in torch.split(latents, 1)])

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from sdlora.base.autoencoder import TILE
+from sdlora.base.autoencoder import TILES
 from sdlora.base.outline import Outline
 from sdlora.base.stored import Stored, store
 from sdlora.contracts import Conditioning, Family, Objective, Step, Tokens
@@ -101,7 +101,7 @@ class Counted:
     @property
     def drawing(self) -> float:
         """Bytes that a preview needs on top of the steps."""
-        return self.vae + PIXEL_DECODED * min(self.pixels, TILE**2) * self.width / 2
+        return self.vae + PIXEL_DECODED * min(self.pixels, TILES[-1] ** 2) * self.width / 2
 
 
 def needed(info: ModelInfo, setting: Setting, *, on_gpu: bool) -> int:

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from sdlora.base.autoencoder import Autoencoder
+from sdlora.contracts import Family
 from sdlora.errors import ModelError
+from sdlora.loading import load_family
 from tests.models import make_vae
 
 
@@ -53,10 +56,40 @@ def test_damaged_weights_are_told(vae: torch.nn.Module) -> None:
         autoencoder.encode(torch.zeros(1, 3, 64, 64))
 
 
-def test_large_pictures_are_decoded_in_tiles(vae: torch.nn.Module) -> None:
-    latents = torch.randn(1, 4, 20, 28)
+def smooth(family: Family) -> Tensor:
+    """Latents of a picture of 256 pixels a side with soft shapes."""
+    coarse = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return family.encode_images(torch.nn.functional.interpolate(coarse, size=256, mode="bicubic"))
+
+
+def jumps(pixels: Tensor) -> Tensor:
+    """By how much each column differs from the one before, on average, in steps of 1/255."""
+    return pixels.diff(dim=-1).abs().mean(dim=(0, 1, 2)) * 127.5
+
+
+def test_large_pictures_are_decoded_in_tiles_without_seams() -> None:
+    family = load_family("builtin", device="cpu", dtype=torch.float32)
+    vae, latents = family.networks["vae"], smooth(family)
     whole = Autoencoder(vae, dtype=torch.float32).decode(latents)
-    tiled = Autoencoder(vae, dtype=torch.float32, tile_above=100).decode(latents)
-    assert tiled.shape == whole.shape == (1, 3, 160, 224)
-    # every tile sees other neighbours, so they are alike but not equal
-    assert torch.cosine_similarity(tiled.flatten(), whole.flatten(), dim=0) > 0.8
+    tiled = Autoencoder(vae, dtype=torch.float32, whole=100, tiles=(128,)).decode(latents)
+    assert tiled.shape == whole.shape == (1, 3, 256, 256)
+    assert 0 < (tiled - whole).abs().mean() * 127.5 < 16
+    assert (jumps(tiled) - jumps(whole)).max() < 10  # 41 where tiles are not blended
+
+
+def test_what_does_not_fit_whole_is_decoded_in_tiles(
+    vae: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def full(latents: Tensor) -> None:
+        tried.append(latents.shape[-1])
+        raise torch.OutOfMemoryError
+
+    latents = torch.randn(1, 4, 20, 28)
+    tiled = Autoencoder(vae, dtype=torch.float32, whole=100, tiles=(64,)).decode(latents)
+    monkeypatch.setattr(vae, "_decode", full)
+    assert torch.equal(Autoencoder(vae, dtype=torch.float32, tiles=(512, 64)).decode(latents), tiled)
+    with pytest.raises(torch.OutOfMemoryError):
+        Autoencoder(vae, dtype=torch.float32).decode(latents)
+    assert tried == [28, 28]

@@ -237,16 +237,24 @@ def lease(device: torch.device, holder: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def memory_told(advice: str) -> Iterator[None]:
-    """A failed allocation inside leaves as OutOfMemory with `advice`."""
+def allocating() -> Iterator[None]:
+    """A failed allocation inside leaves as torch.OutOfMemoryError; of itself only CUDA's does."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory("The device's memory did not suffice.", advice) from error
     except RuntimeError as error:
         if "can't allocate memory" not in str(error) and "out of memory" not in str(error).lower():
             raise
-        raise OutOfMemory("The machine's memory did not suffice.", advice) from error
+        raise torch.OutOfMemoryError(str(error)) from error
+
+
+@contextlib.contextmanager
+def memory_told(advice: str) -> Iterator[None]:
+    """A failed allocation inside leaves as OutOfMemory with `advice`."""
+    try:
+        with allocating():
+            yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory("The device's memory did not suffice.", advice) from error
 
 
 def _device(name: str, card: int) -> torch.device:

@@ -19,7 +19,7 @@ from sdlora.base.networks import filled, hollow, placed
 from sdlora.base.strips import in_strips
 from sdlora.contracts import LatentFormat
 from sdlora.errors import ModelError
-from sdlora.runtime import release
+from sdlora.runtime import allocating, release
 
 WHOLE = 1536 * 1536  # pixels that are decoded in one piece
 TILES = (1024, 512)  # pixels a side of tiles: those of larger pictures, and where memory does not suffice
@@ -86,7 +86,8 @@ class Autoencoder:
         """Pixels, decoded in tiles of the first of `sides` (0: whole) for which the memory suffices."""
         side, *smaller = sides
         try:
-            return self._decoded_in(latents, side)
+            with allocating():
+                return self._decoded_in(latents, side)
         except torch.OutOfMemoryError:
             if not smaller:
                 raise

@@ -21,7 +21,7 @@ from sdlora.network.embeddings import gathered, spoken
 from sdlora.network.live import Mix, mixed
 from sdlora.network.stack import Patch
 from sdlora.residence import present, text_encoders
-from sdlora.runtime import release
+from sdlora.runtime import allocating, release
 
 OnStep = Callable[[int, int, Image.Image], None]
 """Called with the steps done and all steps of all pictures, and a small preview of the one being made."""
@@ -114,8 +114,9 @@ class _Job:
     def try_batch(self, batch: range) -> list[Image.Image] | None:
         """The pictures of these numbers, or None when the memory did not suffice for all at once."""
         try:
-            latents = self._latents(batch)
-            with present(self.family, "vae"):
+            with allocating():
+                latents = self._latents(batch)
+            with present(self.family, "vae"), allocating():
                 return [to_image(self.family.decode(one)[0]) for one in torch.split(latents, 1)]
         except torch.OutOfMemoryError:
             pass

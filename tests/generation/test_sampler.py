@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -10,8 +11,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor
 
-from sdlora.errors import Cancelled, ConfigError
+from sdlora.contracts import Family
+from sdlora.errors import Cancelled, ConfigError, OutOfMemory
+from sdlora.families.sd1 import StableDiffusion1
 from sdlora.generation.request import GenerateRequest
 from sdlora.generation.sampler import generate
 from sdlora.generation.solvers import SOLVERS
@@ -63,6 +67,27 @@ def test_four_pictures_equal_the_four_single_ones(tiny_sd1: TinyModel) -> None:
             (alone,) = generate(tiny_sd1.family, replace(request, seed=request.seed + index))
             assert difference(picture, alone) <= 1
         assert difference(together[0], together[1]) > 10
+
+
+def test_what_does_not_fit_at_once_is_drawn_in_smaller_batches(
+    tiny_sd1: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, asked = replace(REQUEST, count=3), list[int]()
+    expected = generate(tiny_sd1.family, request)
+    predict = StableDiffusion1.predict
+
+    def small(self: Family, noisy: Tensor, *told: Any) -> Tensor:
+        asked.append(len(noisy))
+        if len(noisy) > 2:
+            raise RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)")
+        return predict(self, noisy, *told)
+
+    monkeypatch.setattr(StableDiffusion1, "predict", small)
+    assert max(map(difference, generate(tiny_sd1.family, request), expected)) <= 1
+    assert asked == [6, *[2] * 9]
+    monkeypatch.setattr(StableDiffusion1, "predict", lambda *told: torch.empty(1 << 60, dtype=torch.uint8))
+    with pytest.raises(OutOfMemory, match="64x64 does not fit"):
+        generate(tiny_sd1.family, request)
 
 
 def test_width_and_height_are_the_pictures(tiny_sd1: TinyModel) -> None:

@@ -1,7 +1,7 @@
 """The adapters on this machine: those in `models/Lora`, and what the runs of this home have made."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -112,14 +112,19 @@ class Library:
         return chain.lineage(adapter.path, tree)
 
     def named(self, name: str) -> Path:
-        """The file that `<lora:name:1>` means. Raises AdapterError when there is none."""
+        """The file that `<lora:name:1>` means: of that name, else title, else name in other capitals.
+
+        Raises AdapterError when there is none.
+        """
         adapters = self.adapters()
-        for adapter in adapters:
-            if name in (adapter.name, adapter.info.title if adapter.info else None):
-                return adapter.path
-        for adapter in adapters:
-            if adapter.name.casefold() == name.casefold():
-                return adapter.path
+        ways: tuple[Callable[[Adapter], bool], ...] = (
+            lambda adapter: adapter.name == name,
+            lambda adapter: adapter.info is not None and adapter.info.title == name,
+            lambda adapter: adapter.name.casefold() == name.casefold(),
+        )
+        for fits in ways:
+            if found := next(filter(fits, adapters), None):
+                return found.path
         raise AdapterError(f'There is no adapter called "{name}".', "The tab Adapters lists them all.")
 
     def with_hash(self, short: str) -> Path | None:

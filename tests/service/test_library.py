@@ -176,3 +176,11 @@ def test_links_in_the_library_are_followed_and_hide_no_other(
     assert {adapter.name for adapter in studio.library.adapters()} == {"ink", "oil", "pen"}
     with pytest.raises(UserError):
         studio.library.adapter(upload)
+
+
+def test_a_name_in_a_prompt_means_the_file_of_that_name_first(studio: Studio, upload: Path) -> None:
+    first = studio.library.add(upload).path
+    copy = shutil.copy(first, first.with_name("Other.safetensors"))
+    assert [adapter.info and adapter.info.title for adapter in studio.library.adapters()] == ["ink", "ink"]
+    assert studio.library.named("ink") == first
+    assert studio.library.named("other") == copy

@@ -1,7 +1,9 @@
 """What is shown of one adapter: its card, its line in the library, what was measured of it."""
 
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from sdlora.service.jobs import Job
 from sdlora.service.library import Adapter, AdapterInfo
@@ -51,6 +53,11 @@ def card(
     return picture + title + notes + _warnings(info, twins) + facts(rows) + triggers + link
 
 
+def applied(reports: Sequence[Mapping[str, Any]]) -> str:
+    """What the adapters of a picture did to its base: a line each, and the keys that did nothing."""
+    return "".join(map(_applied, reports))
+
+
 def measured(job: Job) -> str:
     """What a finished measurement found."""
     told = job.told
@@ -79,6 +86,23 @@ def made(job: Job) -> str:
         f"{path.name} is in the library.", kind="good",
         hint=f"Rank {_range(tuple(ranks))}, {kept:.1%} of the energy kept.",
     )  # fmt: skip
+
+
+def _applied(report: Mapping[str, Any]) -> str:
+    changed = [f"{count} layers of {_COMPONENTS.get(part, part)}" for part, count in report["layers"].items()]
+    changed += [f"the word {word}" for word in report["words"]]
+    name, left = escape(report["name"]), report["unmatched"]
+    told = f"<strong>{name}</strong>: {escape(', '.join(changed))}."
+    if not left:
+        return f'<p class="dim">{told} All {report["matched"]} keys fit.</p>'
+    shown = "".join(f"<li><code>{escape(key)}</code></li>" for key in report["examples"])
+    more = left - len(report["examples"])
+    rest = f"<li>and {more} more</li>" if more else ""
+    keys = left + report["matched"]
+    return (
+        f'<p class="dim">{told}</p><details class="plain"><summary>{left} of its {keys} keys fit nothing in'
+        f' this base and were left out</summary><ul class="scroll">{shown}{rest}</ul></details>'
+    )
 
 
 def _warnings(info: AdapterInfo, twins: tuple[str, ...]) -> str:

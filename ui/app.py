@@ -15,7 +15,8 @@ import gradio as gr
 from sdlora.errors import SdloraError
 from sdlora.home import ELSEWHERE, Home, name_elsewhere
 from sdlora.service.studio import Studio
-from ui import about_tab, draft, guard
+from ui import draft, guard
+from ui.about_tab import AboutTab
 from ui.adapters_tab import AdaptersTab
 from ui.datasets_tab import DatasetsTab
 from ui.generate_tab import GenerateTab
@@ -46,8 +47,8 @@ class Page:
                 self.generate = GenerateTab(studio)
             with gr.Tab("Adapters", id="adapters") as self.adapters_door:
                 self.adapters = AdaptersTab(studio)
-            with gr.Tab("About", id="about"):
-                about_tab.draw(studio)
+            with gr.Tab("About", id="about") as self.about_door:
+                self.about = AboutTab(studio)
 
     def connect(self, blocks: gr.Blocks) -> None:
         """Each tab leads to the next, and shows what is true when it is opened."""
@@ -86,6 +87,7 @@ class Page:
             told(self.adapters.bench.taken), generate.rows, self.adapters.bench.rows, **_QUIET
         )
         self.generate_door.select(told(generate.start_over), None, generate.refreshed, **_QUIET)
+        self.about_door.select(told(self.about.show), None, self.about.shown, **_QUIET)
         self.adapters_door.select(
             told(self.adapters.show), self.adapters.chosen, self.adapters.inspector, **_QUIET
         )
@@ -151,7 +153,7 @@ def serve(arguments: argparse.Namespace) -> int:
     guard.check_port(host, port)
     home = _home(arguments)
     os.environ["SDLORA_HOME"] = str(home.root)  # for the processes that the studio starts
-    studio = Studio(home, device=arguments.device)
+    studio = Studio(home, device=arguments.device, adapter_bytes=round(arguments.adapter_cache * 1e9))
     blocks = build_app(studio)
     blocks.queue(default_concurrency_limit=8, max_size=64)
     try:
@@ -201,6 +203,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-auth", action="store_true", help="no password even with --listen or --share")
     add("--autolaunch", "--inbrowser", action="store_true", help="open a browser")
     add("--device", default="auto", help="what draws: auto, cpu, cuda, cuda:1, mps")
+    add("--adapter-cache", type=_gigabytes, metavar="GB", default=os.environ.get("SDLORA_ADAPTER_CACHE", "2"),
+        help="memory for adapters that were used last; default 2, or SDLORA_ADAPTER_CACHE")  # fmt: skip
     folders = parser.add_argument_group("folders")
     for flag, text in {
         "--data-dir": "everything below, where it is not named itself",
@@ -216,6 +220,16 @@ def _parser() -> argparse.ArgumentParser:
     }.items():
         folders.add_argument(flag, action="append", default=[], metavar="PATH", help=text)
     return parser
+
+
+def _gigabytes(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 1e6:
+        raise argparse.ArgumentTypeError(f'"{text}" is no number of gigabytes; write one such as 2')
+    return number
 
 
 def _home(arguments: argparse.Namespace) -> Home:

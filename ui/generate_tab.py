@@ -13,7 +13,7 @@ from sdlora.generation.png import Restored
 from sdlora.generation.request import GenerateRequest
 from sdlora.service.jobs import Job
 from sdlora.service.studio import Studio
-from ui import stack
+from ui import adapter_card, stack
 from ui.form import Form, Verdict
 from ui.handling import told, uploads
 from ui.markup import duration, empty, file_url, note, progress
@@ -77,6 +77,7 @@ class GenerateTab:
             self.message = gr.HTML(elem_id="generate-message", elem_classes="at-need")
             self.stage = gr.HTML(_NOTHING, elem_id="stage", elem_classes="at-need")
             self.results = widget("gallery", {"items": []}, elem_id="results")
+            self.applied = gr.HTML(elem_id="applied", elem_classes="at-need")
         with gr.Column(elem_classes="box"):
             self.drop = gr.File(
                 label="Drop a PNG here to use its settings",
@@ -130,6 +131,7 @@ class GenerateTab:
             self.cancel,
             self.stage,
             self.results,
+            self.applied,
             self.history,
             self.message,
         ]
@@ -228,9 +230,10 @@ class GenerateTab:
             self.message: _outcome(job),
         }
         if job.state == "done":
-            updates |= {self.results: _sheet(job.files), self.history: self._earlier()}
+            told = adapter_card.applied(job.told["applied"])
+            updates |= {self.results: _sheet(job.files), self.applied: told, self.history: self._earlier()}
         elif not job.ended:
-            updates[self.results] = {"items": []}
+            updates |= {self.results: {"items": []}, self.applied: ""}
         return updates
 
     def _earlier(self) -> dict[str, object]:

@@ -12,6 +12,8 @@ from sdlora.errors import AdapterError
 from sdlora.network.bundle import Row, bundled
 from sdlora.network.codec import AdapterFile, Resolved
 
+CACHE_BYTES = 2_000_000_000  # unless a person says otherwise
+
 
 @dataclass(frozen=True)
 class Kept(Resolved):
@@ -26,7 +28,7 @@ class AdapterCache:
     For a base on CUDA the memory is pinned: a switch is one fast copy, and the device stays free.
     """
 
-    def __init__(self, family: Family, *, limit: int = 2 << 30) -> None:
+    def __init__(self, family: Family, *, limit: int = CACHE_BYTES) -> None:
         self.limit = limit
         self._family = family
         self._held: OrderedDict[tuple[Path, int, int], tuple[Kept, int]] = OrderedDict()
@@ -52,9 +54,14 @@ class AdapterCache:
             kept = Kept(**vars(resolved), rows=rows)
             self._held[key] = kept, _bytes(kept)
         self._held.move_to_end(key)
+        self.keep_to(self.limit)
+        return self._held[key][0]
+
+    def keep_to(self, limit: int) -> None:
+        """At most `limit` bytes are held from now on; the file used last stays whatever its size."""
+        self.limit = limit
         while self.bytes > self.limit and len(self._held) > 1:
             self._held.popitem(last=False)
-        return self._held[key][0]
 
     def _placed(self, tensor: Tensor) -> Tensor:
         if self._family.device.type == "cuda":

@@ -114,12 +114,13 @@ class Patch:
     """A family whose weights carry a stack that may be changed: only what differs is written.
 
     Layers alike are written at once, in the same company whatever the weights carried before, so that equal
-    stacks are equal bits.
+    stacks are equal bits. `reports` say what became of each entry of the last stack.
     """
 
     def __init__(self, family: Family, *, cache: AdapterCache | None = None) -> None:
         self.family = family
         self.cache = AdapterCache(family) if cache is None else cache
+        self.reports: tuple[Applied, ...] = ()
         self._modules: dict[Layer, nn.Module] = {}
         self._pristine: dict[Target, Tensor] = {}
         self._carried: set[_Write] = set()
@@ -149,7 +150,8 @@ class Patch:
             if write not in self._carried:
                 self._carry(write, on_device)
                 self._carried.add(write)  # only now: memory may run out halfway
-        return tuple(reports)
+        self.reports = tuple(reports)
+        return self.reports
 
     def pristine(self, layer: Layer) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of a layer as they are without any stack."""

@@ -17,14 +17,15 @@ from sdlora.generation.png import picture_request, save_png
 from sdlora.generation.request import GenerateRequest
 from sdlora.generation.sampler import generate
 from sdlora.loading import load_family
-from sdlora.network.stack import Patch
+from sdlora.network.stack import Applied, Patch
 from sdlora.residence import settle_in
 from sdlora.runtime import Runtime, lease, memory_told
 from sdlora.service.history import History
-from sdlora.service.process import Message
+from sdlora.service.process import Done, Message
 
 PREVIEW_SECONDS = 0.3  # at least, between two previews
 PREVIEW_PIXELS = 320
+UNMATCHED_TOLD = 50  # keys of an adapter that fit nothing
 
 DEVICE = "SDLORA_DEVICE"  # the variable that names the worker's device
 
@@ -52,8 +53,8 @@ class Drawing:
     def __init__(self) -> None:
         self._loaded: tuple[Base, Family, Patch] | None = None
 
-    def draw(self, message: Message, *, tell: Tell, cancelled: Callable[[], bool]) -> list[Path]:
-        """The pictures of the message's `request` are files in its `outputs`; their paths.
+    def draw(self, message: Message, *, tell: Tell, cancelled: Callable[[], bool]) -> Done:
+        """The pictures of the message's `request` are files in its `outputs`; told is what its stack did.
 
         Raises SdloraError in words when they cannot be made.
         """
@@ -66,6 +67,7 @@ class Drawing:
             family, patch = self._ready(
                 base, message["models"], machine=machine, tell=tell, cancelled=cancelled
             )
+            patch.cache.keep_to(message["adapter_bytes"])
             tell("stage", stage="Drawing")
             pictures = generate(family, request, on_step=_teller(tell), cancelled=cancelled, patch=patch)
         paths = []
@@ -73,7 +75,9 @@ class Drawing:
             own = picture_request(request, index)
             paths.append(history.next_path(own.seed))
             save_png(paths[-1], picture, own, model_hash=family.hash)
-        return paths
+        applied = [_report(each) for each in patch.reports]
+        cache = {"files": len(patch.cache), "bytes": patch.cache.bytes}
+        return Done(paths, {"applied": applied, "cache": cache})
 
     def _ready(
         self,
@@ -107,6 +111,18 @@ class Drawing:
             settle_in(family, machine.free_bytes())
             self._loaded = (base, family, Patch(family))
         return self._loaded[1:]
+
+
+def _report(applied: Applied) -> dict[str, object]:
+    """What became of an adapter, as JSON; of the keys that name nothing in the base, the first few."""
+    return {
+        "name": applied.entry.file.stem,
+        "layers": dict(applied.layers),
+        "words": list(applied.embeddings),
+        "matched": len(applied.matched),
+        "unmatched": len(applied.unmatched),
+        "examples": [key[:200] for key in applied.unmatched[:UNMATCHED_TOLD]],
+    }
 
 
 def _teller(tell: Tell) -> Callable[[int, int, Image.Image], None]:

@@ -80,6 +80,12 @@ class Jobs:
         with self._changed:
             return next((job for job in self._jobs.values() if not job.ended), None)
 
+    def last(self, kind: str) -> Job | None:
+        """The last job of the kind that is done, while it is remembered and there is a worker."""
+        with self._changed:
+            jobs = reversed(self._jobs.values()) if self._worker.alive else ()
+            return next((job for job in jobs if job.kind == kind and job.state == "done"), None)
+
     def ahead(self, number: int) -> int:
         """How many jobs come before it."""
         with self._changed:

@@ -8,7 +8,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ from sdlora.errors import SdloraError
 from sdlora.files import storage_error
 
 Message = dict[str, Any]  # Any: parsed JSON
+
+
+@dataclass(frozen=True)
+class Done:
+    """The files that the worker has made, and what is to be told of them, as JSON."""
+
+    files: Sequence[Path]
+    told: Mapping[str, object] = field(default_factory=dict)
 
 
 class WorkerLost(SdloraError):

@@ -12,6 +12,7 @@ from sdlora.generation.png import Restored, read_parameters, read_png
 from sdlora.generation.prompt import extract_tags
 from sdlora.generation.request import GenerateRequest, weights_told
 from sdlora.home import Home
+from sdlora.network.cache import CACHE_BYTES
 from sdlora.network.stack import Entry
 from sdlora.options import build, from_toml
 from sdlora.service.datasets import Datasets
@@ -27,15 +28,19 @@ from sdlora.service.runs import Runs
 from sdlora.service.trash import Trash
 from sdlora.training.estimate import TrainPlan, Verdict, plan_of, verdict
 
-__all__ = ["Entry", "Studio", "TrainPlan", "Verdict"]
+__all__ = ["CACHE_BYTES", "Entry", "Studio", "TrainPlan", "Verdict"]
 
 
 class Studio:
-    """The working data of `home`: datasets, runs, adapters, models, pictures. `device` is the worker's."""
+    """The working data of `home`: datasets, runs, adapters, models, pictures. `device` is the worker's.
 
-    def __init__(self, home: Home, *, device: str = "auto") -> None:
+    `adapter_bytes` of memory keep adapters at hand between pictures; it may be set at any time.
+    """
+
+    def __init__(self, home: Home, *, device: str = "auto", adapter_bytes: int = CACHE_BYTES) -> None:
         self.home = home
         self.device = device
+        self.adapter_bytes = adapter_bytes
         self.trash = Trash(home.trash)
         self.machine = Machine()
         self.datasets = Datasets(home, self.trash)
@@ -83,7 +88,12 @@ class Studio:
         whole = replace(request, prompt=prompt, stack=request.stack + typed)
         title = prompt.strip()[:60] or "A picture"
         told = {"request": whole.to_json(), "outputs": str(self.home.outputs)}
-        return self._work("generate", title, told)
+        return self._work("generate", title, {**told, "adapter_bytes": self.adapter_bytes})
+
+    def kept(self) -> tuple[int, int]:
+        """How many adapters are at hand in memory now, and their bytes."""
+        job = self.jobs.last("generate")
+        return (job.told["cache"]["files"], job.told["cache"]["bytes"]) if job else (0, 0)
 
     def restore(self, picture: Path) -> Restored:
         """The request that a picture says it was made with. Raises UserError when it says nothing."""

@@ -1,6 +1,6 @@
 """The child that draws and works on adapters: JSON lines in, JSON lines out, a warm model between requests.
 
-In:  {"id", "kind": "generate", "request", "outputs", "models"}
+In:  {"id", "kind": "generate", "request", "outputs", "models", "adapter_bytes"}
      {"id", "kind": one of the workshop's, and what that kind needs}
      {"id", "kind": "cancel"}, at any time
 Out: {"id", "type": "stage" | "step"} while it goes on, then "done" or "error".
@@ -21,8 +21,8 @@ from typing import TextIO
 
 from sdlora.errors import Cancelled, SdloraError
 from sdlora.service.drawing import Drawing
-from sdlora.service.process import Message
-from sdlora.service.workshop import Done, work
+from sdlora.service.process import Done, Message
+from sdlora.service.workshop import work
 
 
 def main() -> int:
@@ -83,12 +83,11 @@ class _Server:
         number = message["id"]
         if message["kind"] != "generate":
             return work(message, lambda done, total: self._reach(number, done, total))
-        pictures = self._drawing.draw(
+        return self._drawing.draw(
             message,
             tell=lambda kind, **told: self._send(number, kind, **told),
             cancelled=lambda: number in self._cancelled,
         )
-        return Done(pictures)
 
     def _reach(self, number: int, done: int, total: int) -> None:
         if number in self._cancelled:

@@ -6,7 +6,7 @@ Cancelled once the person has thought better of it. No file is there then.
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -24,18 +24,10 @@ from sdlora.network.change import Change
 from sdlora.network.merge import Written, merge
 from sdlora.network.resize import extract, resize
 from sdlora.network.stack import Entry
-from sdlora.service.process import Message
+from sdlora.service.process import Done, Message
 
 At = Callable[[int, int], None]
 ENOUGH = 0.95  # part of a layer's energy
-
-
-@dataclass(frozen=True)
-class Done:
-    """The files that were made, and what is to be told of them, as JSON."""
-
-    files: Sequence[Path]
-    told: Mapping[str, object] = field(default_factory=dict)
 
 
 def work(message: Message, at: At) -> Done:

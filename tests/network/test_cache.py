@@ -54,6 +54,8 @@ def test_the_least_recently_used_leaves_first(files: list[Path], tiny_sd1: TinyM
     cache.resolve(files[2])
     assert len(cache) == 2 and cache.bytes == cache.limit
     assert cache.resolve(files[0]) is held[0] and cache.resolve(files[1]) is not held[1]
+    cache.keep_to(0)
+    assert len(cache) == 1
 
 
 def test_a_switch_writes_only_layers_that_differ(files: list[Path], tiny_sd1: TinyModel) -> None:

@@ -1,6 +1,7 @@
 """Drawing and merging happen in a child; what goes wrong there is an error of that request only."""
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -9,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from sdlora.errors import AdapterError
 from sdlora.generation.request import GenerateRequest
 from sdlora.generation.sampler import generate
 from sdlora.loading import load_family
 from sdlora.service.jobs import Job
-from sdlora.service.studio import Entry, Studio
+from sdlora.service.studio import CACHE_BYTES, Entry, Studio
 from tests.conftest import TinyModel
 from tests.network.test_stack import saved
 
@@ -54,6 +56,29 @@ def test_a_stack_leaves_nothing_to_the_next_request(studio: Studio, adapter: Pat
     first = [pixels(plain), pixels(fading), pixels("a red cat <lora:ink:4>")]
     assert [pixels(fading), pixels(plain)] == [first[1], first[0]]
     assert len(set(first)) == 3
+
+
+def test_what_became_of_every_key_is_told(studio: Studio, adapter: Path, tiny_sd1: TinyModel) -> None:
+    keys = {**load_file(adapter), "lora_unet_no_such_layer.lora_down.weight": torch.ones(4, 4)}
+    odd = adapter.with_name("odd.safetensors")
+    save_file(keys, odd)
+    job = drawn(studio, request(prompt="a red cat <lora:ink:0.5> <lora:odd:0.5:start=0.2>"))
+    assert job.state == "done", job.error
+    ink, other = job.told["applied"]
+    assert (ink["name"], ink["matched"], ink["unmatched"]) == ("ink", len(keys) - 1, 0)
+    assert (other["name"], other["layers"], other["unmatched"]) == ("odd", ink["layers"], 1)
+    assert other["examples"] == ["lora_unet_no_such_layer.lora_down.weight"]
+
+
+def test_adapters_in_memory_are_counted_and_limited(studio: Studio, adapter: Path, tmp_path: Path) -> None:
+    shutil.copy(adapter, adapter.with_name("ink2.safetensors"))
+    assert studio.kept() == (0, 0)
+    for limit, files in ((CACHE_BYTES, 2), (0, 1)):
+        studio.adapter_bytes = limit
+        assert drawn(studio, request(prompt="a cat <lora:ink:1> <lora:ink2:1>")).state == "done"
+        assert studio.kept()[0] == files and studio.kept()[1] > 0
+    studio.jobs.release()
+    assert studio.kept() == (0, 0)
 
 
 def test_what_a_request_says_of_the_base_is_what_it_is_drawn_with(

@@ -3,7 +3,7 @@
 import pytest
 
 from sdlora.errors import AdapterError
-from ui import markup
+from ui import adapter_card, markup
 from ui.chart import loss_curve
 
 NASTY = "<img src=x onerror=alert(1)>\"'"
@@ -19,6 +19,18 @@ NASTY = "<img src=x onerror=alert(1)>\"'"
         markup.chips([NASTY]),
         markup.code(NASTY, name=NASTY),
         markup.progress(NASTY, done=1, total=2),
+        adapter_card.applied(
+            [
+                {
+                    "name": NASTY,
+                    "layers": {NASTY: 1},
+                    "words": [NASTY],
+                    "matched": 1,
+                    "unmatched": 2,
+                    "examples": [NASTY],
+                }
+            ]
+        ),
     ],
 )
 def test_foreign_text_stays_text(made: str) -> None:

@@ -124,6 +124,8 @@ def test_3_two_adapters_are_mixed_and_the_picture_restores_the_form(
     page.locator(field(page, "steps")).fill("3")
     page.get_by_role("button", name="Generate", exact=True).click()
     page.locator("#results img").wait_for(timeout=PATIENCE)
+    told = page.locator("#applied").inner_text()
+    assert "wash:" in told and "ink:" in told and told.count("keys fit.") == 2
     (picture,) = (server.home / "outputs").rglob("*.png")
     visit(page, server, "?tab=generate")
     draft = page.locator(field(page, "prompt")).input_value()

@@ -1,11 +1,15 @@
 """The machine in words for the page, without starting CUDA in the web process."""
 
 import os
+import platform
 import shutil
 import subprocess
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
+
+import torch
 
 _FRESH_SECONDS = 5.0
 
@@ -21,24 +25,30 @@ class Gpu:
 
 @dataclass
 class Machine:
-    """What this machine computes with. The cards are asked for with nvidia-smi and remembered for seconds."""
+    """What this machine computes with: what nvidia-smi, or the driver of AMD's cards, tells of them.
+
+    It is remembered for seconds.
+    """
 
     command: ClassVar[tuple[str, ...]] = (
         "nvidia-smi", "--query-gpu=name,memory.total,memory.used", "--format=csv,noheader,nounits",
     )  # fmt: skip
+    cards: ClassVar[Path] = Path("/sys/class/drm")  # a folder for each, of AMD's with its memory in bytes
     _gpus: tuple[Gpu, ...] = ()
     _asked: float = field(default=-_FRESH_SECONDS)
 
     def gpus(self) -> tuple[Gpu, ...]:
-        """The NVIDIA cards; none where there is no driver."""
+        """The cards; none where there is no driver."""
         if time.monotonic() - self._asked > _FRESH_SECONDS:
-            self._gpus, self._asked = self._ask(), time.monotonic()
+            self._gpus, self._asked = self._nvidia() or self._amd(), time.monotonic()
         return self._gpus
 
     @property
     def title(self) -> str:
-        """One line: the first card and its memory, or the processor."""
+        """One line: the first card and its memory, Apple's GPU, or the processor."""
         gpus = self.gpus()
+        if not gpus and (platform.system(), platform.machine()) == ("Darwin", "arm64"):
+            return f"Apple GPU ({os.cpu_count()} cores beside it)"
         if not gpus:
             return f"No GPU found, using the processor ({os.cpu_count()} cores)"
         first, more = gpus[0], len(gpus) - 1
@@ -55,7 +65,17 @@ class Machine:
             return os.sysconf("SC_PHYS_PAGES") * page, _available() or os.sysconf("SC_AVPHYS_PAGES") * page
         return 0, 0
 
-    def _ask(self) -> tuple[Gpu, ...]:
+    def _amd(self) -> tuple[Gpu, ...]:
+        # a torch without ROCm does not compute on them
+        if not torch.version.hip:
+            return ()
+        found = []
+        for total in sorted(self.cards.glob("card*/device/mem_info_vram_total")):
+            used = total.with_name("mem_info_vram_used")
+            found.append(Gpu("AMD GPU", int(total.read_text()), int(used.read_text())))
+        return tuple(found)
+
+    def _nvidia(self) -> tuple[Gpu, ...]:
         if shutil.which(self.command[0]) is None:
             return ()
         try:

@@ -62,7 +62,7 @@ def spoken(
     if not embeddings:
         yield {}
         return
-    used = set(family.tokenize(prompts).ids.flatten().tolist())
+    used = set(family.tokenize(prompts, weighted=True).ids.flatten().tolist())
     free = (number for number in range(max(used), 0, -1) if number not in used)
     words = {word: [next(free) for _ in next(iter(vectors.values()))] for word, vectors in embeddings.items()}
     rows = [row for ids in words.values() for row in ids]

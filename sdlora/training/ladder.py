@@ -44,10 +44,10 @@ class Ladder:
         """The micro-batches in parts that are small enough, and whose gradients add up to theirs."""
         if not self._most:
             return tuple(micro_batches)
-        return tuple(part for step in micro_batches for part in _parted(step, self._most))
+        return tuple(part for step in micro_batches for part in parted(step, self._most))
 
 
-def _parted(step: Step, most: int) -> Iterator[Step]:
+def parted(step: Step, most: int) -> Iterator[Step]:
     """`step` in parts of at most `most` samples.
 
     Its loss is the mean over its samples; so that of a part counts by the part's share of them.

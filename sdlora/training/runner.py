@@ -21,6 +21,7 @@ from sdlora.network.attach import attached
 from sdlora.runtime import Runtime
 from sdlora.training.capture import CapturedStep, CaptureError
 from sdlora.training.compile import compiled, repays
+from sdlora.training.cores import side_by_side
 from sdlora.training.fused import fused, hindrance
 from sdlora.training.ladder import Ladder
 from sdlora.training.session import Tell
@@ -136,6 +137,8 @@ class Runner:
             self._changes.enter_context(compiled(unet))
         elif self._fusing:
             self._changes.enter_context(fused(unet))
+        else:
+            self._changes.enter_context(side_by_side(self.session.train_step, most=self.loop.batch_size))
         self._changes.enter_context(self._ladder.applied(unet))
         if self._capturing:
             self._captured = CapturedStep(self.session.train_step)

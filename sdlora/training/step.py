@@ -8,7 +8,7 @@ device decides by itself: clipping, loss scale and leaving out are two scalars h
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +42,13 @@ def run(step: OptimizerStep, micro_batches: Iterable[Step]) -> None:
     step.update()
 
 
+class Slope(NamedTuple):
+    """A part of the step's loss [], and its gradients by the leaves."""
+
+    loss: Tensor
+    gradients: tuple[Tensor, ...]
+
+
 class TrainStep:
     """The optimizer step of `network`, whose `working` form must be attached to `family` while it runs."""
 
@@ -56,6 +63,8 @@ class TrainStep:
         self.sums, self._grads = _flat(self._masters, more=1)
         self._gradient, self._loss = self.sums[:-1], self.sums[-1]
         self.share: Callable[[Tensor], None] = lambda sums: None
+        # the parts in which a micro-batch is computed: one, or as many as there are cores
+        self.slopes: Callable[[Step], Iterable[Slope]] = lambda step: [self.slope(step)]
         # gradients of another number format arrive here, in one copy for all
         self._arrived, self._arrivals = _flat(self._masters if self.working is not network else [])
         self.optimizer = _optimizer(network, config.optimizer, self._grads)
@@ -87,8 +96,14 @@ class TrainStep:
     def accumulate(self, step: Step) -> None:
         """The gradient of the mean loss of `step` is added to that of the optimizer step."""
         self.refresh()
+        for slope in self.slopes(step):
+            self.collect(slope)
+
+    def slope(self, step: Step) -> Slope:
+        """The slope of the mean loss of `step`. Changes nothing, so that threads may ask at once."""
         loss = self.counted(self.losses(step))
-        self.collect(torch.autograd.grad(loss, self.leaves, materialize_grads=True))
+        gradients = torch.autograd.grad(self.scaled(loss), self.leaves, materialize_grads=True)
+        return Slope(loss.detach(), gradients)
 
     def losses(self, step: Step) -> Tensor:
         """The loss of each sample [B]."""
@@ -96,18 +111,21 @@ class TrainStep:
         return self._objective.loss(self.family, conditioned)
 
     def counted(self, losses: Tensor) -> Tensor:
-        """The mean of `losses` is in the step's loss; returns [] what is to be differentiated."""
-        loss = losses.mean() / self.config.loop.accumulate
-        self._loss += loss.detach()
+        """What the mean of `losses` is of the optimizer step's loss []."""
+        return losses.mean() / self.config.loop.accumulate
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """What is to be differentiated for `loss`."""
         return loss if self.loss_scale is None else loss * self.loss_scale.value
 
-    def collect(self, grads: tuple[Tensor, ...]) -> None:
-        """The gradients of `leaves` are added to those of the step."""
+    def collect(self, slope: Slope) -> None:
+        """The slope is added to that of the optimizer step."""
+        self._loss += slope.loss
         if self._arrivals:
-            torch._foreach_copy_(self._arrivals, grads)
+            torch._foreach_copy_(self._arrivals, slope.gradients)
             self._gradient += self._arrived
         else:
-            torch._foreach_add_(self._grads, grads)
+            torch._foreach_add_(self._grads, slope.gradients)
 
     def update(self) -> None:
         """The adapters are moved along the gradient, which is zero again; `result` tells what happened."""

@@ -23,7 +23,7 @@ from sdlora.training.loop import Loop, advice, loaded, recorded
 from sdlora.training.run import Run
 from sdlora.training.runner import Runner
 from sdlora.training.session import Session, Tell
-from sdlora.training.step import TrainStep
+from sdlora.training.step import Slope, TrainStep
 
 OWN = (
     "adapter.",
@@ -177,9 +177,10 @@ class JointStep:
             member.refresh()
         parts = self.members[0].losses(step).chunk(len(self.members))
         losses = [member.counted(part) for member, part in zip(self.members, parts, strict=True)]
-        grads = iter(torch.autograd.grad(losses, self._leaves, materialize_grads=True))
-        for member in self.members:
-            member.collect(tuple(next(grads) for _ in member.leaves))
+        scaled = [member.scaled(loss) for member, loss in zip(self.members, losses, strict=True)]
+        grads = iter(torch.autograd.grad(scaled, self._leaves, materialize_grads=True))
+        for member, loss in zip(self.members, losses, strict=True):
+            member.collect(Slope(loss.detach(), tuple(next(grads) for _ in member.leaves)))
 
     def exchange(self) -> None:
         """Nothing: these runs are in one process."""

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cached_property
 from importlib.resources import files as resources
 from pathlib import Path
 from types import MappingProxyType
@@ -25,7 +24,6 @@ from sdlora.base.files import (
     damaged,
     native_size,
     pickled,
-    weights_hash,
 )
 from sdlora.base.original import OriginalFile
 from sdlora.contracts import Family
@@ -62,11 +60,6 @@ class ModelInfo:
         if self.zero_terminal:
             noise.append("zero-terminal SNR")
         return ", ".join([self.title, f"{self.native_size} pixels", *noise])
-
-    @cached_property
-    def hash(self) -> str:
-        """Hex SHA-256 of the weights; read once, which takes seconds for a large file."""
-        return weights_hash(self.files)
 
 
 def load_family(

@@ -95,10 +95,6 @@ class Runs:
             file.seek(max(0, path.stat().st_size - LOG_BYTES))
             return file.read().decode("utf-8", errors="replace")
 
-    def active(self) -> tuple[str, ...]:
-        """The runs whose process lives."""
-        return tuple(view.name for view in self.views() if view.status in ("starting", "running"))
-
     def _launch(self, run: Run) -> None:
         if (child := self._children.get(run.path)) and child.poll() is None:
             raise RunError(f"{run.path.name} is starting already.", "Give it a moment.")

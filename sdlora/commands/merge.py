@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from sdlora.commands import entries
-from sdlora.commands.written import add_dtype, require_place, told
+from sdlora.commands.written import add_form, require_place, told
 from sdlora.home import Home
 
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--density", type=float, default=0.5, help="part of the values that ties and dare keep"
     )
     parser.add_argument("--base", help="needed for kinds other than LoRA: the model they were made for")
-    add_dtype(parser)
+    add_form(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         rank=arguments.rank,
         density=arguments.density,
         dtype=arguments.dtype,
+        format=arguments.format,
         family=entries.load(arguments.base, home) if arguments.base else None,
     )
     print(told(written))

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from sdlora.commands import entries
-from sdlora.commands.written import add_dtype, require_place, told
+from sdlora.commands.written import add_form, require_place, told
 from sdlora.home import Home
 
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ratio", type=float, default=0.0, help="drop singular values below the largest / RATIO"
     )
-    add_dtype(parser)
+    add_form(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         energy=arguments.energy,
         ratio=arguments.ratio,
         dtype=arguments.dtype,
+        format=arguments.format,
     )
     print(told(written))
     return 0

@@ -13,9 +13,15 @@ if TYPE_CHECKING:
     from sdlora.network.merge import Written
 
 
-def add_dtype(parser: argparse.ArgumentParser) -> None:
-    """The number format of the file."""
+def add_form(parser: argparse.ArgumentParser) -> None:
+    """The number format and the keys of the file."""
     parser.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), default="fp16", help="its number format")
+    parser.add_argument(
+        "--format",
+        choices=("kohya", "peft"),
+        default="kohya",
+        help="whose keys it has; kohya's load everywhere",
+    )
 
 
 def require_place(output: Path, suffix: str) -> None:

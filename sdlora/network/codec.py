@@ -20,7 +20,7 @@ from sdlora.errors import AdapterError, StorageError
 from sdlora.families import FAMILIES
 from sdlora.files import replacing
 from sdlora.network import container, keys
-from sdlora.network.compound import together
+from sdlora.network.compound import Compound, together
 from sdlora.network.container import Container
 from sdlora.network.detect import Detected, detect
 from sdlora.network.embeddings import Embedding, fits
@@ -237,7 +237,7 @@ def save(
         tensors = _kohya_tensors(stored, family_name)
     with replacing(path) as temporary:
         container.write(temporary, tensors, texts)
-        _verify(temporary, stored)
+        _verify(temporary, stored, {name_of(layer): _kinds(adapter) for layer, adapter in adapters.items()})
     return AdapterFile.open(path)
 
 
@@ -299,7 +299,12 @@ def _stored(adapter: Adapter, dtype: torch.dtype, layer: Layer) -> dict[str, Ten
     return tensors
 
 
-def _verify(path: Path, stored: _Stored) -> None:
+def _kinds(adapter: Adapter) -> tuple[type[Adapter], ...]:
+    return tuple(map(type, adapter.parts)) if isinstance(adapter, Compound) else (type(adapter),)
+
+
+def _verify(path: Path, stored: _Stored, kinds: Mapping[Name, tuple[type[Adapter], ...]]) -> None:
+    """Equal tensors that are read by the same kinds are equal deltas."""
     file = AdapterFile.open(path)
     expected = {name_of(layer): tensors for layer, tensors in stored.items()}
     if file.foreign or set(file.groups) != set(expected):
@@ -307,5 +312,5 @@ def _verify(path: Path, stored: _Stored) -> None:
     for name, tensors in expected.items():
         found = file.tensors(name)
         same = found.keys() == tensors.keys() and all(torch.equal(found[s], tensors[s]) for s in found)
-        if not same or not file.kinds_of(name):
+        if not same or file.kinds_of(name) != kinds[name]:
             raise StorageError(f"{path} reads back differently at {name.name}.", "Check the disk.")

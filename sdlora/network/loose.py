@@ -9,10 +9,11 @@ from sdlora.adapters.lora import Lora
 from sdlora.contracts import Layer
 from sdlora.errors import AdapterError
 from sdlora.network.codec import AdapterFile
+from sdlora.network.names import dotted
 
 
 def loras(file: AdapterFile) -> dict[Layer, Lora]:
-    """The file's adapters by layer; paths are canonical names, as no base spells them.
+    """The file's adapters by layer; paths are those of diffusers, told from the names alone.
 
     Raises AdapterError when it holds anything but LoRA, or keys of no known form.
     """
@@ -30,7 +31,7 @@ def loras(file: AdapterFile) -> dict[Layer, Lora]:
             )
         adapter = file.adapter(name, _stand_in(file, file.tensors(name)))
         assert isinstance(adapter, Lora)
-        found[Layer(name.component, name.name)] = adapter
+        found[Layer(name.component, dotted(name))] = adapter
     return found
 
 

@@ -23,7 +23,7 @@ from sdlora.contracts import Adapter, Family, Layer
 from sdlora.errors import AdapterError, ConfigError
 from sdlora.layers import bias_of
 from sdlora.network.attach import module_of
-from sdlora.network.codec import AdapterFile, save
+from sdlora.network.codec import AdapterFile, Format, save
 from sdlora.network.info import short_hash
 from sdlora.network.loose import loras, shape_of
 from sdlora.network.spectrum import of_matrix, of_product, whole_down
@@ -68,6 +68,7 @@ def merge(
     rank: int = 0,
     density: float = 0.5,
     dtype: str = "fp16",
+    format: Format = "kohya",
     family: Family | None = None,
     on_layer: OnLayer = lambda done, layers: None,
 ) -> Written:
@@ -93,7 +94,8 @@ def merge(
         on_layer(number, len(parts))
         merged[layer], part_kept, part = _merged(found, method, rank=rank, density=density, seed=number)
         kept, energy = kept + part_kept, energy + part
-    save(output, merged, family_name=family_name, metadata=_parents(entries, files), dtype=dtype)
+    texts = _parents(entries, files)
+    save(output, merged, family_name=family_name, metadata=texts, dtype=dtype, format=format)
     ranks = [lora.rank for lora in merged.values()]
     return Written(output, len(merged), (min(ranks), max(ranks)), kept / energy if energy else 1.0)
 

@@ -47,6 +47,11 @@ def index(family: Family) -> dict[Name, Layer]:
     }
 
 
+def dotted(name: Name) -> str:
+    """The path in diffusers' and transformers' modules of the layer with a canonical name."""
+    return ".".join(_MODULE.findall(name.name))
+
+
 def _has_weight(module: nn.Module) -> bool:
     return any(name in ("weight", "bias") for name, _ in module.named_parameters(recurse=False))
 
@@ -108,6 +113,11 @@ _RESNET = {
     "conv2": "out_layers_3",
     "conv_shortcut": "skip_connection",
 }
+_MODULE = re.compile(
+    r"(?:(?:down|up|mid|transformer)_blocks?|(?:time|add)_embedding|time_emb_proj|conv_(?:in|out|norm_out|shortcut)"
+    r"|proj_(?:in|out)|to_(?:q|k|v|out)|linear_\d|self_attn|(?:q|k|v|out)_proj|(?:final_)?layer_norm\d?"
+    r"|(?:token|position)_embedding|text_projection)(?=_|$)|[^_]+"
+)
 _TOP_BACK = {sgm: name for name, sgm in _TOP.items()}
 _RESNET_BACK = {sgm: name for name, sgm in _RESNET.items()}
 _BLOCK = re.compile(

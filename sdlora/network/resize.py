@@ -8,7 +8,7 @@ from sdlora.adapters.lora import Lora
 from sdlora.contracts import Family, Layer
 from sdlora.errors import AdapterError
 from sdlora.network.attach import module_of
-from sdlora.network.codec import save
+from sdlora.network.codec import Format, save
 from sdlora.network.loose import loras, shape_of
 from sdlora.network.merge import OnLayer, Written, check_range, source
 from sdlora.network.spectrum import of_lora, of_matrix, rank_for
@@ -23,6 +23,7 @@ def resize(
     energy: float = 1.0,
     ratio: float = 0.0,
     dtype: str = "fp16",
+    format: Format = "kohya",
     on_layer: OnLayer = lambda done, layers: None,
 ) -> Written:
     """`output` holds the adapter of `path` with fewer ranks, chosen layer by layer.
@@ -44,7 +45,7 @@ def resize(
         small[layer] = spectrum.lora(chosen, shape_of(lora))
         kept, total = kept + spectrum.kept(chosen), total + spectrum.energy
     texts = {key: text for key, text in file.metadata.items() if key not in _OF_THE_FACTORS}
-    save(output, small, family_name=file.detected.family, metadata=texts, dtype=dtype)
+    save(output, small, family_name=file.detected.family, metadata=texts, dtype=dtype, format=format)
     return _written(output, small, kept, total)
 
 
@@ -55,6 +56,7 @@ def extract(
     output: Path,
     rank: int = 32,
     dtype: str = "fp16",
+    format: Format = "kohya",
     on_layer: OnLayer = lambda done, layers: None,
 ) -> Written:
     """`output` is the LoRA of `rank` that makes `base` closest to `tuned`.
@@ -84,7 +86,7 @@ def extract(
         kept, total = kept + spectrum.kept(rank), total + spectrum.energy
     if not made:
         raise AdapterError("The two models do not differ.", "Choose a fine-tuned model and its base.")
-    save(output, made, family_name=base.name, dtype=dtype)
+    save(output, made, family_name=base.name, dtype=dtype, format=format)
     return _written(output, made, kept, total)
 
 

@@ -14,7 +14,7 @@ from sdlora.contracts import Layer
 from sdlora.errors import AdapterError, SdloraError
 from sdlora.network.attach import create
 from sdlora.network.codec import AdapterFile, Resolved, save
-from sdlora.network.names import canonical, to_sgm
+from sdlora.network.names import canonical, dotted, index, to_sgm
 from tests.conftest import TinyModel
 from tests.network import oracle
 from tests.network.oracle import Bare, Factors, alphas, deltas, factors, flat, pairs, processor
@@ -293,3 +293,9 @@ def test_names_of_blocks_translate_both_ways() -> None:
             if list(module.named_parameters(recurse=False)):
                 name = path.replace(".", "_")
                 assert canonical("unet", to_sgm(name)).name == name
+
+
+@pytest.mark.parametrize("family", [oracle.sd15, oracle.sdxl])
+def test_a_canonical_name_tells_the_modules_path(family: Callable[[], oracle.Bare]) -> None:
+    for name, layer in index(family()).items():
+        assert dotted(name) == layer.path.removeprefix("text_model.")

@@ -14,8 +14,10 @@ from sdlora.contracts import Family
 from sdlora.errors import AdapterError, SdloraError
 from sdlora.loading import load_family
 from sdlora.network.attach import attached, create
-from sdlora.network.codec import AdapterFile, save
+from sdlora.network.codec import AdapterFile, Format, save
 from sdlora.network.merge import dare, merge, ties
+from sdlora.network.metadata import PEFT_KEY
+from sdlora.network.names import index
 from sdlora.network.resize import extract, resize
 from sdlora.network.spectrum import of_lora, of_matrix, of_product, rank_for
 from sdlora.network.stack import Entry, stacked
@@ -205,3 +207,28 @@ def test_adapters_of_two_families_are_not_merged(files: list[Path], tmp_path: Pa
         merge([Entry(files[0]), Entry(tmp_path / "xl")], output=tmp_path / "x")
     with pytest.raises(AdapterError, match="Nothing to merge"):
         merge([], output=tmp_path / "x")
+
+
+@pytest.mark.parametrize("tool", ["merge", "resize", "extract"])
+def test_every_tool_writes_pefts_form_with_the_same_deltas(
+    tool: str, files: list[Path], tiny_sd1: TinyModel, tmp_path: Path
+) -> None:
+    base = tiny_sd1.family
+
+    def make(output: Path, format: Format) -> dict[str, Tensor]:
+        if tool == "merge":
+            merge([Entry(files[0], 0.8), Entry(files[1])], output=output, dtype="fp32", format=format)
+        elif tool == "resize":
+            resize(files[0], output=output, rank=2, dtype="fp32", format=format)
+        else:
+            tuned = load_family(str(tiny_sd1.folder), device="cpu", dtype=torch.float32)
+            with stacked(tuned, [Entry(files[0])]):
+                extract(tuned, base, output=output, rank=2, dtype="fp32", format=format)
+        return deltas(base, output)
+
+    assert close(make(tmp_path / "peft", "peft"), make(tmp_path / "kohya", "kohya"), 1e-6)
+    paths = {f"{layer.component}.{layer.path}" for layer in index(base).values()}
+    for key in AdapterFile.open(tmp_path / "peft").container.entries:
+        path, side, _ = key.replace("text_model.", "").rsplit(".", 2)
+        assert path in paths and side in ("lora_A", "lora_B")
+    assert PEFT_KEY in AdapterFile.open(tmp_path / "peft").metadata

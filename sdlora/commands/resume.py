@@ -1,5 +1,7 @@
 """Go on with a run that was stopped or interrupted, exactly where its last checkpoint left off.
 
+Several go on in one pass.
+
 Options that may change on the way (such as --loop.steps or --loop.save_every) can be given anew.
 """
 
@@ -7,9 +9,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdlora.commands import together
 from sdlora.commands.train import follow
 from sdlora.commands.written import require_place
-from sdlora.errors import ConfigError
+from sdlora.errors import ConfigError, UserError
 from sdlora.files import write_atomic
 from sdlora.home import Home
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="the run's folder, or its name under runs/")
+    parser.add_argument("run", nargs="+", help="the run's folder, or its name under runs/")
     parser.add_argument("--output", type=Path, help="where the adapter is put as well")
     parser.add_argument("--json", action="store_true", help="events as JSON lines on standard output")
     parser.set_defaults(options={})
@@ -28,20 +31,30 @@ def run(arguments: argparse.Namespace) -> int:
     from sdlora.training.several import joined, shared_run
 
     with joined() as processes:
-        job = shared_run(processes, lambda: _job(arguments))
+        if len(arguments.run) > 1:
+            together.require_one_process(processes)
+            if arguments.output:
+                raise UserError("--output is for one run, and this asks for several.", "Leave it out.")
+            jobs = [_job(name, arguments.options) for name in arguments.run]
+            return together.follow(jobs, output=None, as_json=arguments.json)
+        job = shared_run(processes, lambda: _only_job(arguments))
         return follow(job, processes, output=arguments.output, as_json=arguments.json)
 
 
-def _job(arguments: argparse.Namespace) -> "Run":
-    from sdlora.training.run import Run
-
+def _only_job(arguments: argparse.Namespace) -> "Run":
     if arguments.output:
         require_place(arguments.output, ".safetensors")
-    folder = Path(arguments.run).expanduser()
-    named = Home.default().runs / arguments.run
+    return _job(arguments.run[0], arguments.options)
+
+
+def _job(name: str, changes: dict[str, str]) -> "Run":
+    from sdlora.training.run import Run
+
+    folder = Path(name).expanduser()
+    named = Home.default().runs / name
     job = Run.open(folder if folder.is_dir() or not named.is_dir() else named)
-    if arguments.options:
-        _change(job, arguments.options)
+    if changes:
+        _change(job, changes)
     return job
 
 

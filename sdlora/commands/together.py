@@ -2,8 +2,7 @@
 
 import argparse
 import copy
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,52 +13,75 @@ from sdlora.files import replacing
 from sdlora.home import Home
 
 if TYPE_CHECKING:
+    from sdlora.runtime import Processes
     from sdlora.training.run import Run
 
 
 def run(arguments: argparse.Namespace) -> int:
     """All runs that the words ask for are trained together; their adapters lie in the folder --output."""
-    from sdlora.commands.asked import configuration, stopping
-    from sdlora.training.comparison import comparison
+    from sdlora.commands.asked import configuration
     from sdlora.training.run import Run
-    from sdlora.training.together import require_alike, train_together
+    from sdlora.training.sweep import require_alike
 
-    output: Path | None = arguments.output
     if arguments.run is not None:
         raise UserError(
             "--run is for one run, and this asks for several.", "Leave it out: each gets its own."
         )
+    output: Path | None = arguments.output
     if output and output.suffix:
         raise UserError(f"{output} is a file, and there will be several.", "Name a folder with --output.")
-    configs = {name: configuration(one) for name, one in _each(arguments)}
-    require_alike(list(configs.values()))
-    runs = {name: Run.create(config, Home.default().runs) for name, config in configs.items()}
-    tell = _Progress(runs, as_json=arguments.json)
-    with stopping(list(runs.values())):
-        ended = train_together(list(runs.values()), on_event=tell)
-    folder = output or next(iter(runs.values())).path
-    folder.mkdir(parents=True, exist_ok=True)
+    configs = [configuration(one) for one in _each(arguments)]
+    require_alike(configs)
+    runs = Run.create_together(configs, Home.default().runs)
+    return follow(runs, output=output, as_json=arguments.json)
+
+
+def require_one_process(processes: "Processes") -> None:
+    """Raises ConfigError when the runs were to train on several GPUs."""
+    if processes.count > 1:
+        raise ConfigError(
+            f"Several runs in one pass train on one GPU, and {processes.count} processes were started.",
+            "Give one run, or start these with sdlora alone.",
+        )
+
+
+def follow(runs: "Sequence[Run]", *, output: Path | None, as_json: bool) -> int:
+    """Trains the runs in one pass and tells their events; adapters and comparison are in `output` too."""
+    from sdlora.commands.asked import stopping
+    from sdlora.training.comparison import comparison
+    from sdlora.training.together import train_together
+
+    with stopping(runs):
+        ended = train_together(runs, on_event=_Progress(runs, as_json=as_json))
+    sheets = [runs[0].comparison] + ([output / "comparison.png"] if output else [])
     if output:
+        output.mkdir(parents=True, exist_ok=True)
         _copy(runs, output)
-    if sheet := comparison(runs):
-        sheet.save(folder / "comparison.png")
-    if not arguments.json:
-        print(*(job.path for job in runs.values()), *([folder / "comparison.png"] if sheet else []), sep="\n")
+    if sheet := comparison(runs[0].siblings or runs):
+        for file in sheets:
+            sheet.save(file)
+    if not as_json:
+        print(*(job.path for job in runs), *(sheets[-1:] if sheet else []), sep="\n")
     return 0 if all(end.outcome == "finished" for end in ended.values()) else 130
 
 
-def _each(arguments: argparse.Namespace) -> Iterator[tuple[str, argparse.Namespace]]:
-    """The name and the words of every run: each dataset with each combination of values."""
-    varied = [_values(text) for text in arguments.sweep]
-    for dataset in arguments.dataset:
-        for chosen in itertools.product(*([(path, value) for value in values] for path, values in varied)):
-            one = copy.copy(arguments)
-            one.dataset, one.output = dataset, None
-            words = [f"{path.rpartition('.')[2]}-{value}" for path, value in chosen]
-            stem = str(arguments.options.get("output.name", "")) or Path(dataset).name
-            name = "-".join([stem if len(arguments.dataset) == 1 else Path(dataset).name, *words])
-            one.options = {**arguments.options, **dict(chosen), "output.name": name}
-            yield name, one
+def _each(arguments: argparse.Namespace) -> Iterator[argparse.Namespace]:
+    """The words of every run: each dataset with each combination of values."""
+    from sdlora.training.sweep import DATASET, asked
+
+    if not arguments.dataset:
+        raise ConfigError("No dataset was named.", "Give a folder of images: sdlora train FOLDER.")
+    swept: dict[str, list[str]] = {}
+    for path, values in map(_values, arguments.sweep):
+        if path in swept:
+            raise ConfigError(f"--sweep names {path} twice.", "Give all of its values at once.")
+        swept[path] = values
+    stem = str(arguments.options.get("output.name", "")) or Path(arguments.dataset[0]).name
+    for own in asked(stem, arguments.dataset, swept).values():
+        one = copy.copy(arguments)
+        one.dataset, one.output = own.pop(DATASET), None
+        one.options = {**arguments.options, **own}
+        yield one
 
 
 def _values(text: str) -> tuple[str, list[str]]:
@@ -70,19 +92,19 @@ def _values(text: str) -> tuple[str, list[str]]:
     return path.strip(), values
 
 
-def _copy(runs: Mapping[str, "Run"], folder: Path) -> None:
-    for name, job in runs.items():
+def _copy(runs: "Sequence[Run]", folder: Path) -> None:
+    for job in runs:
         if job.adapter.exists():
-            with replacing(folder / f"{name}.safetensors") as temporary:
+            with replacing(folder / job.adapter.name) as temporary:
                 temporary.write_bytes(job.adapter.read_bytes())
 
 
 class _Progress:
     """Tells the events of all runs, each with the run's name."""
 
-    def __init__(self, runs: Mapping[str, "Run"], *, as_json: bool) -> None:
+    def __init__(self, runs: "Sequence[Run]", *, as_json: bool) -> None:
         teller = Teller(silent=as_json)
-        self._of = {job: Progress(as_json=as_json, name=name, teller=teller) for name, job in runs.items()}
+        self._of = {job: Progress(as_json=as_json, name=job.path.name, teller=teller) for job in runs}
 
     def __call__(self, job: "Run", event: Event) -> None:
         self._of[job](event)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from sdlora.commands.asked import configuration, stopping
 from sdlora.commands.progress import Progress
 from sdlora.commands.written import require_place
-from sdlora.errors import ConfigError, ModelAbsent
+from sdlora.errors import ModelAbsent
 from sdlora.events import RunEnded
 from sdlora.files import replacing
 from sdlora.home import Home
@@ -60,12 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     several = arguments.sweep or len(arguments.dataset) > 1
     with joined() as processes:
-        if several and processes.count > 1:
-            raise ConfigError(
-                f"Several runs in one pass train on one GPU, and {processes.count} processes were started.",
-                "Give one run, or start these with `sdlora train` alone.",
-            )
         if several:
+            together.require_one_process(processes)
             return together.run(arguments)
         arguments.dataset = next(iter(arguments.dataset), None)
         job = shared_run(processes, lambda: _job(arguments))

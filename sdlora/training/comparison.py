@@ -1,19 +1,20 @@
 """Runs side by side: the last previews of each as a row of one picture."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from sdlora.events import PreviewSaved
+from sdlora.events import PreviewSaved, StepDone
 from sdlora.training.run import Run
 
 _LABEL = 22  # pixels above a row
 _GAP = 6
+_LAST = 50  # steps whose mean loss is told
 
 
-def comparison(runs: Mapping[str, Run]) -> Image.Image | None:
-    """A row of last previews for every name, with the name above it; None when there are no previews."""
-    rows = {name: pictures for name, run in runs.items() if (pictures := _last_previews(run))}
+def comparison(runs: Sequence[Run]) -> Image.Image | None:
+    """A row of last previews for every run, with its name and loss above; None when there are no previews."""
+    rows = {_title(run): pictures for run in runs if (pictures := _last_previews(run))}
     if not rows:
         return None
     width = max(sum(picture.width + _GAP for picture in row) for row in rows.values())
@@ -28,6 +29,12 @@ def comparison(runs: Mapping[str, Run]) -> Image.Image | None:
             left += picture.width + _GAP
         top += height
     return sheet
+
+
+def _title(run: Run) -> str:
+    """The run's name, and the mean loss of its last steps."""
+    losses = [event.loss for event in run.events()[0] if isinstance(event, StepDone)][-_LAST:]
+    return f"{run.path.name}, loss {sum(losses) / len(losses):.4f}" if losses else run.path.name
 
 
 def _last_previews(run: Run) -> Sequence[Image.Image]:

@@ -4,8 +4,8 @@ Time is known when a like run was measured on this machine, and so is memory; el
 """
 
 import importlib.util
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -17,12 +17,14 @@ from sdlora.config import TrainConfig
 from sdlora.data.batches import plan_for
 from sdlora.data.folder import scan
 from sdlora.data.report import BucketRow, Report, report
+from sdlora.errors import ConfigError
 from sdlora.files import free_bytes
 from sdlora.home import Home
 from sdlora.loading import ModelInfo, describe
 from sdlora.training import measured
-from sdlora.training.memory import PROCESS, Setting, needed
+from sdlora.training.memory import PROCESS, Setting, count, needed
 from sdlora.training.session import taught
+from sdlora.training.sweep import require_alike
 
 _OFTEN = 400  # passes from which pictures tend to be learned by heart
 _MARGIN = 1.05  # of memory, because what a run needs is known to some percent
@@ -140,6 +142,29 @@ def plan_of(config: TrainConfig) -> TrainPlan:
     )
 
 
+def plan_together(configs: Sequence[TrainConfig]) -> TrainPlan:
+    """What the runs will take in one pass: steps and pictures of the first, the memory of all.
+
+    Raises SdloraError when one could not start, or when they could not go together.
+    """
+    require_alike(configs)
+    plans = [plan_of(config) for config in configs]
+    shapes = {(row.width, row.height) for plan in plans for row in plan.buckets}
+    draws = {(config.data.folder, config.data.repeats, config.loop.seed) for config in configs}
+    if len(shapes) > 1 and len(draws) > 1:
+        raise ConfigError(
+            f"Runs of other pictures or seeds need batches of one shape, and these come in {len(shapes)}.",
+            "Set data.max_aspect to 1, which crops to squares, or train them one after the other.",
+        )
+    return replace(
+        plans[0],
+        memory_bytes=_memory_together(configs, _described(configs[0])),
+        estimated=True,
+        seconds=None,
+        warnings=tuple(dict.fromkeys(text for plan in plans for text in plan.warnings)),
+    )
+
+
 def _described(config: TrainConfig) -> ModelInfo:
     base = config.base
     return describe(
@@ -206,24 +231,35 @@ def _changes(config: TrainConfig, info: ModelInfo) -> Iterator[dict[str, object]
 
 def _memory(config: TrainConfig, info: ModelInfo) -> int:
     """Bytes that the run needs of its device."""
+    return needed(info, _setting(config, info), on_gpu=_on_gpu(config))
+
+
+def _memory_together(configs: Sequence[TrainConfig], info: ModelInfo) -> int:
+    """Bytes of the hungriest run if the samples of all were its own, and of what the other runs learn."""
+    settings = [
+        replace(_setting(config, info), batch=config.loop.batch_size * len(configs)) for config in configs
+    ]
+    peaks = [needed(info, setting, on_gpu=_on_gpu(configs[0])) for setting in settings]
+    learned = [count(info, setting).learned for setting in settings]
+    return max(peak + sum(learned) - own for peak, own in zip(peaks, learned, strict=True))
+
+
+def _setting(config: TrainConfig, info: ModelInfo) -> Setting:
+    """What the memory of the run depends on."""
     on_gpu = _on_gpu(config)
-    return needed(
-        info,
-        Setting(
-            adapter=taught(config),
-            objective=config.objective,
-            dtype=_dtype(config, on_gpu=on_gpu),
-            side=config.data.resolution or info.native_size,
-            batch=config.loop.batch_size,
-            clip_skip=config.base.clip_skip,
-            storage=config.base.storage,
-            offload=config.loop.offload and on_gpu,
-            fused=on_gpu and importlib.util.find_spec("triton") is not None,
-            checkpointing=config.loop.checkpointing,
-            averaged=config.loop.ema > 0,
-            previews=config.preview.every >= 0,
-        ),
-        on_gpu=on_gpu,
+    return Setting(
+        adapter=taught(config),
+        objective=config.objective,
+        dtype=_dtype(config, on_gpu=on_gpu),
+        side=config.data.resolution or info.native_size,
+        batch=config.loop.batch_size,
+        clip_skip=config.base.clip_skip,
+        storage=config.base.storage,
+        offload=config.loop.offload and on_gpu,
+        fused=on_gpu and importlib.util.find_spec("triton") is not None,
+        checkpointing=config.loop.checkpointing,
+        averaged=config.loop.ema > 0,
+        previews=config.preview.every >= 0,
     )
 
 

@@ -22,7 +22,7 @@ from sdlora.runtime import ALONE, Processes, Runtime
 from sdlora.training import lr, measured, preview
 from sdlora.training.checkpoint import Checkpoint
 from sdlora.training.offload import offload
-from sdlora.training.results import Result, Results
+from sdlora.training.results import Clock, Result, Results
 from sdlora.training.run import Run, step_of
 from sdlora.training.runner import Runner
 from sdlora.training.session import Session, Tell
@@ -66,15 +66,20 @@ def train(
 
 @contextlib.contextmanager
 def recorded(run: Run, tell: Tell, *, alone: bool = True) -> Iterator[Tell]:
-    """Inside, the run is this process's `alone`; what goes wrong before its end is told as its end."""
+    """Inside, until its end is told, the run is this process's `alone`; what goes wrong is its end."""
     ends: list[RunEnded] = []
 
-    def told(event: Event) -> None:
-        if isinstance(event, RunEnded):
-            ends.append(event)
-        tell(event)
+    with contextlib.ExitStack() as held:
+        if alone:
+            held.enter_context(run.locked())
+        held.enter_context(_logged_to(run))
 
-    with run.locked() if alone else contextlib.nullcontext(), _logged_to(run):
+        def told(event: Event) -> None:
+            tell(event)
+            if isinstance(event, RunEnded):
+                ends.append(event)
+                held.close()  # others may go on in this process
+
         try:
             yield told
         except SdloraError as error:
@@ -124,16 +129,21 @@ def loaded(run: Run, machine: Runtime, tell: Tell) -> Family:
 
 
 class Loop:
-    """The steps of a session, and what is done between them."""
+    """The steps of a session, and what is done between them.
 
-    def __init__(self, session: Session, machine: Runtime) -> None:
+    Runs that train together have one `clock`, and what they take together says nothing of one alone.
+    """
+
+    def __init__(self, session: Session, machine: Runtime, *, clock: Clock | None = None) -> None:
         self.session = session
         self.runner = Runner(session, machine)
         self.machine = machine
         self.config = session.config
         self.done = session.start
         self.crew = Crew(machine.processes)
-        self.results = Results(session.train_step.result)
+        self.alone = clock is None
+        self.clock = clock or Clock()
+        self.results = Results(session.train_step.result, self.clock)
         self._skipped_in_a_row = 0
         self._seconds: deque[float] = deque(maxlen=200)
 
@@ -171,6 +181,7 @@ class Loop:
         if self.session.start >= loop.steps:
             text = f"All {self.session.start} steps of this run were done already."
             self.session.tell(Notice(text=text, hint="Give more of them with --loop.steps."))
+        self.results.restart()
         with contextlib.closing(self._micro_batches.stream(self.done)) as stream:
             if self.done == 0:
                 self._obey()
@@ -262,11 +273,13 @@ class Loop:
             )
 
     def _finish(self) -> None:
-        """The adapter is in the run's folder, and the next run like this one knows how long it will take."""
+        """The adapter is in the run's folder, and the next run like it knows how long it takes alone."""
         family, adapter = self.session.family, self.session.run.adapter
         self.session.write_adapter(adapter, step=self.done)
         if problem := inspect(adapter).problem:
             self.session.tell(Notice(text=problem, hint="Train longer, or with a higher learning rate."))
+        if not self.alone:
+            return
         measured.remember(
             Home.default().cache,
             self.config,
@@ -296,8 +309,8 @@ class Loop:
     def _save(self) -> None:
         if self.done and self.crew.first:
             self._tell_results(self.results.flush())
-            self.session.save_checkpoint(self.done)
-            self.results.restart()
+            with self.clock.stopped():
+                self.session.save_checkpoint(self.done)
 
     def _preview_when_due(self) -> None:
         every = self.config.preview.every
@@ -307,10 +320,9 @@ class Loop:
 
     def _preview(self) -> None:
         self._tell_results(self.results.flush())
-        with contextlib.suppress(Cancelled):
+        with self.clock.stopped(), contextlib.suppress(Cancelled):
             for event in preview.draw(self.session, self.done, cancelled=self._told_to_stop):
                 self.session.tell(event)
-        self.results.restart()
 
     def _told_to_stop(self) -> bool:
         if self.session.run.told_to_stop():

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -23,14 +24,35 @@ class Result:
     seconds: float
 
 
+class Clock:
+    """The time that is spent on steps. Runs that train together have one, and stop it for one another."""
+
+    def __init__(self) -> None:
+        self._stopped = 0.0
+
+    def now(self) -> float:
+        """Seconds since some moment, without those for which it was stopped."""
+        return time.perf_counter() - self._stopped
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Inside, no time goes by."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._stopped += time.perf_counter() - began
+
+
 class Results:
     """The results that lie in `tensor` after each step: loss, gradient norm, 1 where it was left out."""
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, clock: Clock) -> None:
         self._tensor = tensor
+        self._clock = clock
         self._late = tensor.is_cuda
         self._waiting: deque[tuple[int, float, Tensor, torch.cuda.Event | None]] = deque()
-        self._last = time.perf_counter()
+        self._last = clock.now()
 
     def push(self, step: int, *, lr: float) -> Iterator[Result]:
         """Step `step` was started; the results that can be read without waiting for it."""
@@ -46,8 +68,8 @@ class Results:
         yield from self._read(leave=0)
 
     def restart(self) -> None:
-        """What happened since the last step is no part of the next one's time."""
-        self._last = time.perf_counter()
+        """What happened until now is no part of the next step's time."""
+        self._last = self._clock.now()
 
     def _read(self, *, leave: int) -> Iterator[Result]:
         while len(self._waiting) > leave:
@@ -55,7 +77,7 @@ class Results:
             if event is not None:
                 event.synchronize()
             loss, norm, skipped = copy.tolist()
-            before, self._last = self._last, time.perf_counter()
+            before, self._last = self._last, self._clock.now()
             yield Result(
                 step=step,
                 lr=lr,

@@ -1,6 +1,7 @@
 """The run folder: everything that a run was told, does and has made.
 
     config.toml  events.jsonl  log.txt  lock  commands/  checkpoints/  previews/  NAME.safetensors
+    together.json (the names of the runs that were started in one pass)  comparison.png
 
 The process that trains holds the operating system's lock on `lock` for life and alone writes events; pages
 and command lines read the folder and leave commands in it. Alive means the lock is held, so a killed process
@@ -12,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -47,6 +48,15 @@ class Run:
                 with contextlib.suppress(FileExistsError):  # another process was quicker with this number
                     return cls._make(config, folder)
             number += 1
+
+    @classmethod
+    def create_together(cls, configs: Sequence[TrainConfig], root: Path) -> tuple["Run", ...]:
+        """New runs under `root` that are trained in one pass; each knows the others."""
+        runs = tuple(cls.create(config, root) for config in configs)
+        names = json.dumps([run.path.name for run in runs])
+        for run in runs:
+            write_atomic(run.path / "together.json", names)
+        return runs
 
     @classmethod
     def create_at(cls, config: TrainConfig, folder: Path) -> "Run":
@@ -99,6 +109,25 @@ class Run:
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint of `step` is, if there is one."""
         return self.path / "checkpoints" / f"step-{step:06d}"
+
+    @property
+    def siblings(self) -> tuple["Run", ...]:
+        """The runs that were started with this one in one pass, itself included; () when it is alone.
+
+        Those that are gone since are left out, and a damaged list is none.
+        """
+        try:
+            names = json.loads((self.path / "together.json").read_text(encoding="utf-8"))
+            folders = [self.path.parent / safe_name(name) for name in names]
+        except (OSError, ValueError, TypeError, AttributeError):
+            return ()
+        found = tuple(Run(folder) for folder in folders if (folder / "config.toml").is_file())
+        return found if len(found) > 1 and self in found else ()
+
+    @property
+    def comparison(self) -> Path:
+        """The picture that compares the siblings (it exists once their pass has ended)."""
+        return next(iter(self.siblings), self).path / "comparison.png"
 
     @property
     def adapter(self) -> Path:

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sdlora import options, runtime
-from sdlora.config import TrainConfig
+from sdlora import runtime
 from sdlora.contracts import Family, Step
 from sdlora.errors import ConfigError
 from sdlora.events import Event, RunEnded
@@ -20,23 +19,12 @@ from sdlora.runtime import Runtime
 from sdlora.training.capture import form_of, parts_of
 from sdlora.training.checkpoint import Checkpoint
 from sdlora.training.loop import Loop, advice, loaded, recorded
+from sdlora.training.results import Clock
 from sdlora.training.run import Run
 from sdlora.training.runner import Runner
 from sdlora.training.session import Session, Tell
 from sdlora.training.step import Slope, TrainStep
-
-OWN = (
-    "adapter.",
-    "data.folder",
-    "data.repeats",
-    "data.captions.",
-    "optimizer.",
-    "schedule.",
-    "output.",
-    "preview.",
-)
-"""Options that may differ from run to run, by how their names begin."""
-OWN_OF_LOOP = {"loop.steps", "loop.seed", "loop.clip", "loop.ema", "loop.save_every", "loop.keep"}
+from sdlora.training.sweep import require_alike
 
 
 def train_together(
@@ -51,20 +39,6 @@ def train_together(
     with contextlib.ExitStack() as held:
         told = {run: held.enter_context(recorded(run, _teller(run, on_event))) for run in runs}
         return _in_one_place(told)
-
-
-def require_alike(configs: Sequence[TrainConfig]) -> None:
-    """Raises ConfigError that names what the runs must have in common and have not."""
-    first, *others = (options.flatten(config) for config in configs)
-    for other in others:
-        for path in {**first, **other}:
-            own = path.startswith(OWN) or path in OWN_OF_LOOP
-            if not own and first.get(path) != other.get(path):
-                raise ConfigError(
-                    f"Runs that train together share {path}, but it is {first.get(path)} in one and"
-                    f" {other.get(path)} in another.",
-                    "Give it one value, or train them one after the other.",
-                )
 
 
 def _in_one_place(told: Mapping[Run, Tell]) -> dict[Run, RunEnded]:
@@ -82,7 +56,8 @@ def _in_one_place(told: Mapping[Run, Tell]) -> dict[Run, RunEnded]:
             Session.begin(run, machine, family=family, last=Checkpoint.latest(run), tell=tell)
             for run, tell in told.items()
         ]
-        return Team([Loop(session, machine) for session in sessions], machine).go()
+        clock = Clock()
+        return Team([Loop(session, machine, clock=clock) for session in sessions], machine).go()
 
 
 class Team:
@@ -131,7 +106,8 @@ class Team:
 
     def _end(self, loop: Loop) -> None:
         run = loop.session.run
-        self._ended[run] = loop.end()
+        with loop.clock.stopped():
+            self._ended[run] = loop.end()
         loop.session.tell(self._ended[run])
 
 

@@ -7,6 +7,7 @@ from PIL import Image
 
 from sdlora.cli import main
 from sdlora.network.info import inspect
+from sdlora.training.run import Run, step_of
 from tests.conftest import TinyModel
 
 WORDS = ["--loop.steps", "2", "--preview.steps", "2", "--loop.device", "cpu", "--loop.batch_size", "2"]
@@ -24,12 +25,18 @@ def test_a_sweep_makes_every_combination(
     assert all(info.ranks == (int(name[-1]),) * 2 for name, info in found.items())
     with Image.open(tmp_path / "out" / "comparison.png") as sheet:
         assert sheet.height > 4 * 64
+    runs = [Run.open(tmp_path / "home" / "runs" / name) for name in sorted(found)]
+    assert set(runs[0].siblings) == set(runs) and runs[0].comparison.is_file()
+    assert main(["resume", runs[2].path.name, runs[0].path.name, "--loop.steps", "3"]) == 0
+    assert [step_of(run.checkpoints()[-1]) for run in runs] == [3, 2, 3, 2]
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--sweep", "optimizer.lr="], "names no values"),
+        (["--sweep", "adapter.rank=2,2"], "both be"),
+        (["--sweep", "adapter.rank=2", "--sweep", "adapter.rank=4"], "twice"),
         (["--sweep", "loop.batch_size=1,2"], "share loop.batch_size"),
         (["--sweep", "adapter.rank=2,4", "--output", "one.safetensors"], "Name a folder"),
         (["--sweep", "adapter.rnk=2,4"], "adapter.rank"),

@@ -1,6 +1,7 @@
 """A run folder has one writer, any number of readers, and a status that cannot lie."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -143,3 +144,17 @@ def test_checkpoints_are_listed_oldest_first_without_half_written_ones(run: Run)
     for name in ("step-000010", "step-1000000", "step-000002", "step-000030.tmp"):
         (run.path / "checkpoints" / name).mkdir()
     assert [path.name for path in run.checkpoints()] == ["step-000002", "step-000010", "step-1000000"]
+
+
+def test_runs_of_one_pass_know_each_other_until_they_are_gone(tmp_path: Path) -> None:
+    alone = Run.create(TrainConfig(), tmp_path)
+    first, second, third = Run.create_together([TrainConfig()] * 3, tmp_path)
+    assert alone.siblings == ()
+    assert first.siblings == third.siblings == (first, second, third)
+    assert third.comparison == first.path / "comparison.png"
+    shutil.rmtree(second.path)
+    assert first.siblings == (first, third)
+    (third.path / "together.json").write_text('[3, "x')
+    assert third.siblings == ()
+    shutil.rmtree(third.path)
+    assert first.siblings == ()

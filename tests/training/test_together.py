@@ -1,5 +1,7 @@
 """Runs that train together learn what each would learn alone, and each ends by itself."""
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,11 @@ from PIL import Image, ImageChops
 from safetensors.torch import load_file
 
 from sdlora.errors import ConfigError
-from sdlora.events import Event, PreviewSaved, RunEnded, StepDone
+from sdlora.events import Event, Notice, PreviewSaved, RunEnded, StepDone
+from sdlora.training import measured, preview
 from sdlora.training.loop import train
-from sdlora.training.run import Run
+from sdlora.training.run import Run, Status
+from sdlora.training.session import Session
 from sdlora.training.together import train_together
 from tests.pictures import draw
 from tests.training.conftest import MakeRun
@@ -93,6 +97,44 @@ def test_each_draws_with_its_own_adapter(make_run: MakeRun) -> None:
         return max(high for _, high in ImageChops.difference(last(run), last(alone)).getextrema())
 
     assert apart(runs[1]) <= 1 < apart(runs[0])
+
+
+def test_what_one_does_between_its_steps_is_no_part_of_the_others_steps(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawing = make_run(**ALONE, preview__every=1)
+    other = make_run(**ALONE, loop__save_every=1)
+
+    def slow(session: Session, step: int, **_: object) -> Iterator[Event]:
+        time.sleep(2)
+        yield Notice(text=f"Drawn after step {step}.")
+
+    monkeypatch.setattr(preview, "draw", slow)
+    train_together([drawing, other])
+    for run in (drawing, other):
+        seconds = [event.seconds for event in run.events()[0] if isinstance(event, StepDone)]
+        assert len(seconds) == 4 and max(seconds) < 2
+
+
+def test_a_run_that_has_ended_is_free_while_the_others_go_on(make_run: MakeRun) -> None:
+    short, long = make_run(**{**ALONE, "loop__steps": 1}), make_run(**ALONE)
+    found: list[Status] = []
+
+    def on_event(run: Run, event: Event) -> None:
+        if run is long and isinstance(event, StepDone) and event.step > 1:
+            found.append(short.status)
+
+    train_together([short, long], on_event=on_event)
+    assert found[0] == "finished"
+
+
+def test_what_runs_take_together_is_not_taken_for_what_one_takes(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remembered: list[object] = []
+    monkeypatch.setattr(measured, "remember", lambda *_, **__: remembered.append(1))
+    train_together([make_run(**ALONE), make_run(**ALONE, loop__seed=1)])
+    assert not remembered
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ def training_metadata(
         "ss_new_sd_model_hash": family.hash,
         "ss_resolution": f"({size}, {size})",
         "ss_clip_skip": str(config.base.clip_skip),
+        "ss_zero_terminal_snr": str(family.noise.zero_terminal),
         "ss_seed": str(loop.seed),
         "ss_steps": str(step),
         "ss_max_train_steps": str(loop.steps),

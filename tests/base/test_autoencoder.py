@@ -27,6 +27,11 @@ def test_a_sound_vae_decodes_in_half_precision(vae: torch.nn.Module, dtype: torc
     assert half.dtype == dtype
 
 
+def test_pixels_stay_between_black_and_white(vae: torch.nn.Module) -> None:
+    pixels = Autoencoder(vae, dtype=torch.float32).decode(torch.randn(1, 4, 8, 8) * 1000)
+    assert (pixels.min(), pixels.max()) == (-1, 1)
+
+
 def test_a_vae_that_overflows_in_fp16_goes_on_in_fp32(vae: torch.nn.Module) -> None:
     latents = torch.randn(2, 4, 8, 8)
     # GroupNorm takes the factor away again, but fp16 ends at 65504

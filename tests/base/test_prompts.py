@@ -22,6 +22,7 @@ from tests.conftest import TinyModel
         (r"a \(red\) cat", [("a (red) cat", 1)]),
         ("red) cat]", [("red) cat]", 1)]),
         ("(red", [("red", 1.1)]),
+        ("[red", [("red", 1 / 1.1)]),
         ("8:5 Big Ben", [("8:5 Big Ben", 1)]),
         ("red BREAK cat", [("red ", 1), (None, 1), (" cat", 1)]),
         ("BREAKfast", [("BREAKfast", 1)]),

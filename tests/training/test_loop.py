@@ -160,11 +160,13 @@ def test_a_learning_rate_of_zero_leaves_a_part_out(make_run: MakeRun) -> None:
 
 
 def test_the_file_tells_how_it_was_made(make_run: MakeRun) -> None:
-    run = make_run(loop__steps=1, data__captions__trigger="zxc")
+    noise = {"base__prediction": "v_prediction", "base__zero_terminal": "on"}
+    run = make_run(loop__steps=1, data__captions__trigger="zxc", **noise)
     train(run)
     with safe_open(run.adapter, "pt") as file:
         texts = file.metadata()
     assert texts["sdlora.trigger"] == texts["modelspec.trigger_phrase"] == "zxc"
+    assert (texts["modelspec.prediction_type"], texts["ss_zero_terminal_snr"]) == ("v", "True")
     assert json.loads(texts["ss_tag_frequency"])["pictures"]["a red ball"] == 1
     config = options.build(TrainConfig, options.from_toml(texts["sdlora.config"]))
     assert config.loop == run.config.loop

@@ -4,6 +4,7 @@
 
 It is the folder named by the variable SDLORA_HOME, else the current one. Base models and adapters of other
 tools are found where they are: in folders named by flags, and in those of ComfyUI's extra_model_paths.yaml.
+The variable SDLORA_CACHE_GB limits what is kept in cache/.
 """
 
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from sdlora import extra_paths
+from sdlora.errors import ConfigError
 
 # As flags of the command line and of the page, and as variables for the processes that these start.
 ELSEWHERE: Mapping[str, str] = MappingProxyType(
@@ -22,6 +24,7 @@ ELSEWHERE: Mapping[str, str] = MappingProxyType(
         "--extra-model-paths-config": "SDLORA_EXTRA_MODEL_PATHS",
     }
 )
+CACHE_GB = "SDLORA_CACHE_GB"
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,18 @@ class Home:
 
         more_models, more_adapters = folders("--ckpt-dir", "checkpoints"), folders("--lora-dir", "loras")
         return cls(root, **named, more_models=more_models, more_adapters=more_adapters)
+
+
+def cache_limit() -> int:
+    """Bytes that encoded images and captions may take: what SDLORA_CACHE_GB says, else 20 GB.
+
+    Raises ConfigError when that is no such number.
+    """
+    told = os.environ.get(CACHE_GB) or "20"
+    try:
+        return int(float(told) * 1e9)
+    except (ValueError, OverflowError):
+        raise ConfigError(f'{CACHE_GB} = "{told}" is no number of gigabytes.', "Write 20, or 0.5.") from None
 
 
 def name_elsewhere(flag: str, path: str) -> None:

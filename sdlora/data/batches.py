@@ -20,11 +20,12 @@ from sdlora.config import TrainConfig
 from sdlora.contracts import Conditioning, Family, Step
 from sdlora.data.ahead import ahead
 from sdlora.data.buckets import Bucket, BucketPlan, plan
-from sdlora.data.cache import LatentCache, TextCache, View
+from sdlora.data.cache import LatentCache, TextCache, View, prune
 from sdlora.data.captions import all_captions, caption_at, varies, with_trigger
 from sdlora.data.chance import choices, generator, number
 from sdlora.data.images import place
 from sdlora.data.items import Dataset, Item
+from sdlora.home import cache_limit
 from sdlora.residence import text_encoders
 
 STEPS_AHEAD = 3
@@ -63,7 +64,7 @@ def prepare(
     Captions are encoded only when that can be kept: the text encoder is not trained, and captions do not
     vary. `on_progress` is told (what, done, total); what it raises ends the work, which is kept.
     """
-    buckets = plan_for(dataset, config, family.native_size)
+    limit, buckets = cache_limit(), plan_for(dataset, config, family.native_size)
     latents = LatentCache(cache, family)
     flips = (False, True) if config.data.flip else (False,)
     views = [
@@ -77,6 +78,7 @@ def prepare(
         texts = TextCache(cache, family, clip_skip=config.base.clip_skip)
         captions = {text for item in dataset.items for text in all_captions(item, config.data.captions)}
         texts.fill(captions, lambda done, total: on_progress("encoding captions", done, total))
+    prune(cache, limit=limit)
     return Batches(buckets, config, family, latents=latents, texts=texts)
 
 

@@ -1,8 +1,8 @@
 """What the frozen parts of a model make of images and captions, kept on disk.
 
 A key names everything that the result depends on: bytes of the image, of its mask and of the weights, size,
-crop and flip. So an entry is never stale; it is only no longer asked for. Filling a cache can be stopped
-at any time, `kill -9` included, and goes on where it was.
+crop and flip. So an entry is never stale; it is only no longer asked for, until `prune` makes room. Filling a
+cache can be stopped at any time, `kill -9` included, and goes on where it was.
 
 Images and captions are encoded one at a time: a result must not depend on what it is batched with, which on
 CPU and GPU changes its last bits. Four at once would save nothing on a CPU, and a third on an H200.
@@ -10,6 +10,7 @@ CPU and GPU changes its last bits. Four at once would save nothing on a CPU, and
 Shapes: C latent channels, h w latents, L tokens, D width, P pooled width.
 """
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,6 +35,8 @@ Entry = dict[str, Tensor]
 VERSION = 1  # to be raised when images are decoded, scaled or cropped differently
 SHARD_ENTRIES = 64
 SHARD_SECONDS = 5.0  # about as much work is lost at most
+RECENT = 3600.0  # seconds since its last use for which nothing is deleted
+_LATENTS, _TEXTS = "latents", "texts"  # the folders of a cache
 
 
 class View(NamedTuple):
@@ -49,7 +52,7 @@ class LatentCache:
 
     def __init__(self, folder: Path, family: Family) -> None:
         self.family = family
-        self._shards = Shards(folder / "latents" / family.hash[:16])
+        self._shards = Shards(folder / _LATENTS / family.hash[:16])
 
     def key(self, view: View) -> str:
         """A digest of all that the latents of a view depend on."""
@@ -63,6 +66,7 @@ class LatentCache:
         missing = {key: wanted[key] for key in _missing(self._shards, wanted)}
         with present(self.family, *(["vae"] if missing else [])):
             _store(self._shards, self._encode(missing), total=len(missing), on_progress=on_progress)
+        self._shards.hold(wanted)
 
     def read(self, view: View) -> tuple[Tensor, Tensor | None]:
         """Latents and mask (None where the image has none) of a view that was filled."""
@@ -92,7 +96,7 @@ class TextCache:
     def __init__(self, folder: Path, family: Family, *, clip_skip: int) -> None:
         self.family = family
         self.clip_skip = clip_skip
-        self._shards = Shards(folder / "texts" / family.hash[:16])
+        self._shards = Shards(folder / _TEXTS / family.hash[:16])
         self._keys: dict[str, str] = {}
 
     def fill(self, captions: Iterable[str], on_progress: Progress) -> None:
@@ -104,6 +108,7 @@ class TextCache:
         missing = {key: rows[key] for key in _missing(self._shards, rows)}
         with present(self.family, *(text_encoders(self.family) if missing else ())):
             _store(self._shards, self._encode(missing), total=len(missing), on_progress=on_progress)
+        self._shards.hold(rows)
 
     def read(self, caption: str) -> Conditioning:
         """The conditioning of a caption that was filled, without batch dimension."""
@@ -122,9 +127,32 @@ class TextCache:
             yield key, entry if encoded.pooled is None else entry | {"pooled": encoded.pooled[0].cpu()}
 
 
+def prune(folder: Path, *, limit: int) -> None:
+    """The caches in `folder` take at most `limit` bytes: what was not used for longest is gone.
+
+    What was used within the last hour stays, whatever it takes.
+    """
+    taken, recent = 0, time.time() - RECENT
+    paths = (path for part in (_LATENTS, _TEXTS) for path in (folder / part).rglob("*.*"))
+    for used, size, path in sorted(filter(None, map(_use, paths)), reverse=True):
+        taken += size
+        if taken > limit and used < recent:
+            with contextlib.suppress(OSError):  # it is open on Windows, or another run was quicker
+                path.unlink()
+
+
+def _use(path: Path) -> tuple[float, int, Path] | None:
+    """When a file was last used, and how many bytes it takes; None where there is none any more."""
+    with contextlib.suppress(OSError):
+        state = path.stat()
+        return state.st_mtime, state.st_size, path
+    return None
+
+
 def _missing(shards: Shards, keys: Iterable[str]) -> list[str]:
     """The keys that are not there, or not whole."""
     wanted = list(keys)
+    shards.hold(wanted)
     shards.forget_damaged(wanted)
     return [key for key in wanted if key not in shards]
 

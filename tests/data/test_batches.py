@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -8,7 +9,9 @@ import torch
 from sdlora.config import TrainConfig
 from sdlora.contracts import Conditioning, Step
 from sdlora.data.batches import Batches, prepare
+from sdlora.data.cache import LatentCache, View
 from sdlora.data.folder import scan
+from sdlora.errors import ConfigError
 from sdlora.options import build
 from tests.conftest import TinyModel
 from tests.pictures import draw
@@ -161,9 +164,29 @@ def test_a_closed_stream_leaves_no_thread(made: Maker) -> None:
     assert threading.active_count() == before
 
 
-def test_an_unreadable_cache_entry_is_raised_where_it_is_asked_for(made: Maker) -> None:
+def test_an_unreadable_cache_entry_is_raised_where_it_is_asked_for(
+    made: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(cache: LatentCache, view: View) -> None:
+        raise OSError("gone")
+
     batches = made()
-    for shard in made.cache.rglob("*.safetensors"):
-        shard.unlink()
-    with pytest.raises(OSError):
+    monkeypatch.setattr(LatentCache, "read", read)
+    with pytest.raises(OSError, match="gone"):
         next(batches.stream())
+
+
+def test_the_cache_keeps_to_its_limit_and_a_run_to_what_it_needs(
+    made: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made()
+    shard = next(made.cache.rglob("*.safetensors"))
+    old = shard.with_name("old.safetensors")
+    old.write_bytes(shard.read_bytes())
+    os.utime(old, (0, 0))
+    monkeypatch.setenv("SDLORA_CACHE_GB", "0")
+    made()
+    assert shard.exists() and not old.exists()
+    monkeypatch.setenv("SDLORA_CACHE_GB", "much")
+    with pytest.raises(ConfigError, match="SDLORA_CACHE_GB"):
+        made()

@@ -1,6 +1,8 @@
 import dataclasses
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 
 from sdlora.contracts import Family
 from sdlora.data.buckets import Bucket
-from sdlora.data.cache import LatentCache, TextCache, View
+from sdlora.data.cache import RECENT, LatentCache, TextCache, View, prune
 from sdlora.data.folder import scan
 from sdlora.data.images import load
 from sdlora.data.shards import Shards
@@ -154,10 +156,54 @@ def test_two_runs_may_fill_the_same_cache(image_folder: Path, tmp_path: Path, fa
     assert torch.equal(first.read(wanted[5])[0], second.read(wanted[5])[0])
 
 
+def made_long_ago(folder: Path, name: str, *, hours: float) -> Path:
+    """A file of a kilobyte in a cache, last used so many hours ago."""
+    file = folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(bytes(1000))
+    os.utime(file, (time.time() - hours * 3600,) * 2)
+    return file
+
+
+def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
+    names = ("latents/a/1.safetensors", "texts/a/1.safetensors", "latents/b/1.safetensors", "texts/b/.1.part")
+    files = [made_long_ago(tmp_path, name, hours=2 + number) for number, name in enumerate(names)]
+    other = made_long_ago(tmp_path, "measures/1.json", hours=99)
+    new = made_long_ago(tmp_path, "texts/b/1.safetensors", hours=RECENT / 3600 - 0.5)
+    prune(tmp_path, limit=3000)
+    assert [file.exists() for file in (*files, new, other)] == [True, True, False, False, True, True]
+    prune(tmp_path, limit=0)
+    assert [file.exists() for file in (*files, new, other)] == [False] * 4 + [True, True]
+
+
+def test_a_run_reads_on_from_what_another_removed(image_folder: Path, tmp_path: Path, family: Family) -> None:
+    wanted = views(image_folder)
+    folder = tmp_path / "cache"
+    running, _ = filled(folder, family, wanted)
+    before = running.read(wanted[3])[0].clone()
+    for file in folder.rglob("*.safetensors"):
+        os.utime(file, (0, 0))
+    prune(folder, limit=0)
+    assert not list(folder.rglob("*.safetensors"))
+    assert torch.equal(running.read(wanted[3])[0], before)
+    assert filled(folder, family, wanted)[1] == 12
+
+
+def test_using_a_shard_keeps_it(image_folder: Path, tmp_path: Path, family: Family) -> None:
+    wanted = views(image_folder)
+    filled(tmp_path, family, wanted)
+    (shard,) = tmp_path.rglob("*.safetensors")
+    os.utime(shard, (0, 0))
+    filled(tmp_path, family, wanted[:1])
+    prune(tmp_path, limit=0)
+    assert shard.exists()
+
+
 def test_an_entry_is_what_was_written(tmp_path: Path) -> None:
     entry = {"states": torch.randn(3, 4, dtype=torch.bfloat16), "pooled": torch.randn(5)[::2]}
     Shards(tmp_path).write({"k": entry})
     again = Shards(tmp_path)
+    again.hold(["k"])
     assert "k" in again
     assert {name: tensor.dtype for name, tensor in again.read("k").items()} == {
         "states": torch.bfloat16,

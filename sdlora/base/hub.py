@@ -9,6 +9,7 @@ import io
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ def fetch(model: str, *, on_bytes: OnBytes = lambda done, total: None) -> Path:
 
     repository, file = _split(model)
     listing = _listing(repository)
+    if file and file not in listing:
+        raise ModelError(f"{repository} on the Hub holds no file {file}.", _near(model, file, listing))
     chosen = [file] if file else choose(model, listing)
     missing = {name: listing[name].file_size or 0 for name in chosen if listing[name].will_download}
     cache, needed = Path(constants.HF_HUB_CACHE), sum(missing.values())
@@ -104,6 +107,11 @@ def choose(model: str, names: Iterable[str]) -> list[str]:
             f"Name one of them, such as {model}/{single[0]}.",
         )
     raise ModelError(f"{model} on the Hub holds no base model in safetensors files.", "Choose another model.")
+
+
+def _near(model: str, file: str, names: Iterable[str]) -> str:
+    near = get_close_matches(file, [name for name in names if name.endswith(".safetensors")], n=1, cutoff=0.4)
+    return f'Did you mean "{model.removesuffix(file)}{near[0]}"?' if near else "Look at its page of the Hub."
 
 
 def _downloaded(repository: str, names: Iterable[str], *, revision: str, reporter: type) -> Path:

@@ -212,6 +212,7 @@ def test_the_variables_of_the_hub_are_honoured(hub: Hub, tmp_path: Path) -> None
     [
         ("no/such", {}, 'There is no model "no/such", neither here nor on the Hub.'),
         ("gated/model", {}, "gated/model is given out only to people who agreed to its terms."),
+        ("tiny/model/none.safetensors", {}, "tiny/model on the Hub holds no file none.safetensors."),
         (
             "tiny/model",
             {"HF_HUB_OFFLINE": True},

@@ -11,7 +11,7 @@ from sdlora.service.jobs import Job
 from sdlora.service.library import Adapter, AdapterInfo
 from sdlora.service.studio import Studio
 from ui.adapter_card import card, item, made, measured
-from ui.handling import told
+from ui.handling import placeless, told
 from ui.markup import code, empty, failure, note
 from ui.task import Task
 from ui.widget import widget
@@ -209,10 +209,9 @@ class AdaptersTab:
             try:
                 adapter = self.studio.library.add(Path(file))
             except SdloraError as error:
-                notes.append(failure(error))
+                notes.append(failure(placeless(error)))
             else:
-                family = adapter.info.family_title if adapter.info else "unknown"
-                notes.append(note(f"{adapter.name} is in the library. Made for {family}.", kind="good"))
+                notes.append(_arrived(adapter))
                 last = str(adapter.path)
         return {self.drop: None, **self.show(last), self.added: "".join(notes)}
 
@@ -256,6 +255,14 @@ class AdaptersTab:
 
     def _resized(self, job: Job) -> tuple[str, Updates]:
         return made(job), self._listed(str(job.files[0]))
+
+
+def _arrived(adapter: Adapter) -> str:
+    info = adapter.info
+    family = info.family_title if info else "an unknown base"
+    problem = info.problem if info else ""
+    words = f"{adapter.name} is in the library. Made for {family}."
+    return note(words, kind="warn" if problem else "good", hint=problem)
 
 
 def _metadata(info: AdapterInfo) -> str:

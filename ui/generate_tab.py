@@ -1,9 +1,11 @@
 """Generate: a prompt, a mix of adapters, and pictures that say how they were made."""
 
+import functools
 import random
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
@@ -25,6 +27,7 @@ Updates = dict[Any, Any]  # Any: gradio's components and their updates
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # Any: gradio's arguments
 _NOTHING = empty("Nothing drawn yet", "Write a prompt, add an adapter or two, and press Generate.")
 _HISTORY = 24
+SHAPES: Mapping[str, float] = MappingProxyType({"Square": 1.0, "Portrait": 2 / 3, "Landscape": 3 / 2})
 
 
 class GenerateTab:
@@ -51,6 +54,10 @@ class GenerateTab:
     def _ask(self) -> None:
         with gr.Column(elem_classes="box"):
             self.form.draw("prompt", "negative")
+            with gr.Row(elem_classes="actions"):
+                self.go = gr.Button("Generate", variant="primary", elem_id="generate-go", min_width=200)
+                self.cancel = gr.Button("Cancel", visible=False, elem_id="generate-cancel", min_width=120)
+                gr.HTML('<p class="dim keys">or Ctrl+Enter</p>')
             self.rows = stack.draw(varies=True, elem_id="stack")
             with gr.Column(elem_classes="for-several"):
                 Meter(self.studio, self.rows, elem_id="meter")
@@ -58,18 +65,18 @@ class GenerateTab:
                 stack.choices(self.studio), value=None, label="Add an adapter", elem_id="add-adapter",
                 info="Or write <lora:name:0.8> into the prompt",
             )  # fmt: skip
-            with gr.Row(elem_classes="actions"):
-                self.go = gr.Button("Generate", variant="primary", elem_id="generate-go", min_width=200)
-                self.cancel = gr.Button("Cancel", visible=False, elem_id="generate-cancel", min_width=120)
             with gr.Column(elem_classes="fields narrow"):
-                self.form.draw("base", "width", "height", "count", "steps", "guidance")
-            with gr.Accordion("More", open=False), gr.Column(elem_classes="fields"):
+                self.form.draw("base", "count", "steps", "guidance", "seed")
                 self.fresh = gr.Checkbox(
-                    True,
-                    label="New seed each time",
-                    info="Off: the seed below is used again",
+                    True, label="New seed each time", info="Off: the same seed is used again",
                     elem_id="fresh-seed",
-                )
+                )  # fmt: skip
+                self.form.draw("width", "height")
+            with gr.Row(elem_classes="actions shapes"):
+                self.shapes = [
+                    gr.Button(name, size="sm", scale=0, elem_id=f"shape-{name.lower()}") for name in SHAPES
+                ]
+            with gr.Accordion("More", open=False), gr.Column(elem_classes="fields"):
                 self.form.draw()
 
     def _answer(self) -> None:
@@ -114,6 +121,9 @@ class GenerateTab:
         self.rows.select(told(self._trigger), prompt, prompt, **_QUIET)
         self.rows.apply(told(self._arrange), self.rows, self.rows, **_QUIET)
         self.rows.edit(told(self._mask), self.rows, self.rows, **_QUIET)
+        for button, name in zip(self.shapes, SHAPES, strict=True):
+            sides = [form.components["width"], form.components["height"]]
+            button.click(told(functools.partial(self._shape, name)), base, sides, **_QUIET)
         base.change(told(self._refit), [self.rows, base], self.rows, **_QUIET)
 
     @property
@@ -208,6 +218,10 @@ class GenerateTab:
     def _refit(self, rows: stack.Value, model: str) -> stack.Value:
         return stack.noted(self.studio, rows, base=model)
 
+    def _shape(self, name: str, model: str) -> Updates:
+        width, height = sides(self.studio.models.size(model), SHAPES[name])
+        return self.form.show({"width": width, "height": height})
+
     def _shown(self, restored: Restored, rows: stack.Value) -> Updates:
         request = restored.request
         notes = "".join(note(text, kind="warn") for text in restored.notes)
@@ -231,13 +245,24 @@ class GenerateTab:
         }
         if job.state == "done":
             told = adapter_card.applied(job.told["applied"])
-            updates |= {self.results: _sheet(job.files), self.applied: told, self.history: self._earlier()}
+            updates |= {
+                self.results: _sheet(job.files, seeds=True),
+                self.applied: told,
+                self.history: self._earlier(),
+            }
         elif not job.ended:
             updates |= {self.results: {"items": []}, self.applied: ""}
         return updates
 
     def _earlier(self) -> dict[str, object]:
         return _sheet(self.studio.history.pictures(_HISTORY))
+
+
+def sides(side: int, aspect: float) -> tuple[int, int]:
+    """Width and height in pixels, of about the area that a base of `side` pixels knows, `aspect` to one."""
+    step = min(64, side // 8)
+    width, height = ((side * aspect**power) // step for power in (0.5, -0.5))
+    return int(width) * step, int(height) * step
 
 
 def _stage(job: Job, *, ahead: int) -> str:
@@ -259,10 +284,16 @@ def _outcome(job: Job) -> str:
     return ""
 
 
-def _sheet(pictures: tuple[Path, ...]) -> dict[str, object]:
+def _sheet(pictures: tuple[Path, ...], *, seeds: bool = False) -> dict[str, object]:
     return {
         "items": [
-            {"url": file_url(path), "file": str(path), "name": path.name, "alt": f"Picture {path.stem}"}
+            {
+                "url": file_url(path),
+                "file": str(path),
+                "name": path.name,
+                "alt": f"Picture {path.stem}",
+                "seed": path.stem.rpartition("-")[2] if seeds else "",
+            }
             for path in pictures
         ]
     }

@@ -2,6 +2,8 @@
 
 import functools
 import logging
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -20,6 +22,12 @@ def uploads() -> Path:
     return Path(get_upload_folder())
 
 
+def placeless(error: SdloraError) -> SdloraError:
+    """The error, of files that a browser sent told by their names: where they were kept says nothing."""
+    place = re.escape(f"{uploads()}{os.sep}") + r"[0-9a-f]{16,}" + re.escape(os.sep)
+    return SdloraError(re.sub(place, "", error.message), re.sub(place, "", error.hint))
+
+
 def told(handler: Callable[P, R]) -> Callable[P, R]:
     """`handler`, with its errors shown in the page until they are closed."""
 
@@ -28,7 +36,7 @@ def told(handler: Callable[P, R]) -> Callable[P, R]:
         try:
             return handler(*args, **kwargs)
         except SdloraError as error:
-            raise gr.Error(str(error), duration=None, print_exception=False) from error
+            raise gr.Error(str(placeless(error)), duration=None, print_exception=False) from error
         except gr.Error:
             raise
         except Exception as error:  # the process edge of the page

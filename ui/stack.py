@@ -61,7 +61,7 @@ def resumed(studio: Studio, kept: object, *, base: str) -> Value:
 
 def noted(studio: Studio, value: Value, *, base: str) -> Value:
     """The same rows, each saying whether it fits `base`."""
-    rows = [{**row, "note": studio.mismatch(base, Path(row["file"]))} for row in value["rows"]]
+    rows = [{**row, "note": _note(studio, Path(row["file"]), base=base)} for row in value["rows"]]
     return _with(value, rows)
 
 
@@ -104,16 +104,13 @@ def entries(value: Value) -> tuple[Entry, ...]:
 
 
 def choices(studio: Studio) -> list[tuple[str, str]]:
-    """The adapters there are, to choose from: (name, file)."""
+    """The adapters there are, to choose from: (name, file). A run's is left out where the library has it."""
+    found = [(each, each.info.hash) for each in studio.library.adapters() if each.info is not None]
+    own = {(each.name, digest) for each, digest in found if not each.run}
     return [
-        (
-            f"{adapter.name}  ({adapter.run})"
-            if adapter.run and adapter.run != adapter.name
-            else adapter.name,
-            str(adapter.path),
-        )
-        for adapter in studio.library.adapters()
-        if adapter.info is not None
+        (f"{each.name}  (run {each.run})" if each.run else each.name, str(each.path))
+        for each, digest in found
+        if not each.run or (each.name, digest) not in own
     ]
 
 
@@ -140,8 +137,14 @@ def _row(studio: Studio, entry: Entry, *, base: str) -> Row:
         "triggers": list(info.triggers) if info else [],
         "recommended": info.weight if info else None,
         "parent": _name(chain[-2]) if len(chain) > 1 else "",
-        "note": studio.mismatch(base, adapter.path),
+        "note": _note(studio, adapter.path, base=base),
     }
+
+
+def _note(studio: Studio, file: Path, *, base: str) -> str:
+    """What is wrong with the adapter here: it does not fit `base`, or its values are broken."""
+    info = studio.library.adapter(file).info
+    return studio.mismatch(base, file) or (info.problem if info else "")
 
 
 def _name(path: Path) -> str:

@@ -81,13 +81,16 @@ class Library:
         )
 
     def twins(self) -> Mapping[Path, tuple[str, ...]]:
-        """Adapter -> words for the others with the same weights, for those that have any."""
+        """Adapter -> names of the others with the same weights, for those that have any.
+
+        What a run has made is no twin of its copy: the run keeps one and the library is given another.
+        """
         by_hash: dict[str, list[Adapter]] = {}
         for adapter in self.adapters():
-            if adapter.info is not None:
+            if adapter.info is not None and not adapter.run:
                 by_hash.setdefault(adapter.info.hash, []).append(adapter)
         several = [group for group in by_hash.values() if len(group) > 1]
-        return {a.path: tuple(_told(b) for b in group if b is not a) for group in several for a in group}
+        return {a.path: tuple(b.name for b in group if b is not a) for group in several for a in group}
 
     def lineage(self, path: Path) -> tuple[Path, ...]:
         """The adapters that `path` builds on, from the root on, then itself.
@@ -267,10 +270,6 @@ class _Known(NamedTuple):
     info: AdapterInfo | None
     error: str
     notes: str
-
-
-def _told(adapter: Adapter) -> str:
-    return f"{adapter.name} of the run {adapter.run}" if adapter.run else adapter.name
 
 
 def _with_sidecars(path: Path) -> list[Path]:

@@ -108,6 +108,8 @@ def test_2_the_base_is_trained_and_the_run_outlives_page_and_server(
 def test_3_two_adapters_are_mixed_and_the_picture_restores_the_form(
     page: "Page", server: Server, tiny_sd1: TinyModel, tmp_path: Path
 ) -> None:
+    from playwright.sync_api import expect
+
     other = saved(tiny_sd1.family, tmp_path / "wash.safetensors")
     open_tab(page, "Adapters")
     page.set_input_files("#add-files input[type=file]", other)
@@ -122,8 +124,12 @@ def test_3_two_adapters_are_mixed_and_the_picture_restores_the_form(
     page.get_by_label("Text encoder weight of wash").fill("0.25")
     page.locator(field(page, "prompt")).fill("a red cat <lora:ink:0.8:0.6>")
     page.locator(field(page, "steps")).fill("3")
+    page.get_by_role("button", name="Portrait").click()
+    expect(page.locator(field(page, "height"))).to_have_value("72")
     page.get_by_role("button", name="Generate", exact=True).click()
     page.locator("#results img").wait_for(timeout=PATIENCE)
+    seed = page.locator(field(page, "seed")).input_value()
+    assert f"Seed {seed}" in page.locator("#results").inner_text()
     told = page.locator("#applied").inner_text()
     assert "wash:" in told and "ink:" in told and told.count("keys fit.") == 2
     (picture,) = (server.home / "outputs").rglob("*.png")

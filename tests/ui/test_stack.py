@@ -1,8 +1,11 @@
 """The rows of the page mean what the entries of a stack say, and nothing is lost between."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from sdlora.errors import ConfigError
 from sdlora.network.change import Change, window
@@ -64,3 +67,20 @@ def test_balanced_weights_go_to_the_rows_that_are_on(studio: Studio, files: list
     shown["rows"][0]["on"] = False
     rows = stack.balanced(shown, [(0.5, None)])["rows"]
     assert [row["weight"] for row in rows] == [1.0, 0.5]
+
+
+def test_what_a_run_has_made_is_offered_once(studio: Studio, files: list[Path], tiny_sd1: TinyModel) -> None:
+    names = {"ink-run/ink": files[0], "other/ink": files[1]}  # a copy of ours, and another of its name
+    for name, file in names.items():
+        made = studio.home.runs / f"{name}.safetensors"
+        made.parent.mkdir(parents=True)
+        shutil.copy(file, made)
+    assert {name for name, _ in stack.choices(studio)} == {"ink", "zibbo", "ink  (run other)"}
+    assert studio.library.twins() == {}
+
+
+def test_a_row_says_that_its_adapter_is_broken(studio: Studio, files: list[Path]) -> None:
+    tensors = load_file(files[0])
+    save_file({key: torch.full_like(value, torch.nan) for key, value in tensors.items()}, files[0])
+    rows = stack.show(studio, EMPTY, [Entry(file) for file in files], base="builtin")["rows"]
+    assert "not finite" in rows[0]["note"] and rows[1]["note"] == ""

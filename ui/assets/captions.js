@@ -55,12 +55,13 @@ const build = (item) => {
     h("img", { src: item.thumb, loading: "lazy", alt: "", width: 96, height: 96 }),
     h("div", { class: "body" },
       h("div", { class: "line" },
-        h("b", { title: item.name }, item.name), h("span", { class: "dim" }, item.size), card.state,
+        h("b", { title: item.name }, item.name),
         h("button", {
           type: "button", class: "quiet", title: "Move this picture to the trash", "aria-label": `Remove ${item.name}`,
           onclick: () => trigger("delete", { name: item.name }),
-        }, "Remove")),
+        }, "✕")),
       card.text,
+      h("div", { class: "line" }, h("span", { class: "dim" }, item.size), card.state),
       card.notes));
   return card;
 };

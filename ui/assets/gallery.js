@@ -1,10 +1,13 @@
-// value: {items: [{url, file, name, alt}]}
+// value: {items: [{url, file, name, alt, seed ("": not told)}]}
 // events: select {file}: its settings are wanted. (Gradio takes a datum called "path" for an upload.)
 const figure = (item) => h("figure", {},
   h("a", { href: item.url, target: "_blank", rel: "noopener", title: `Open ${item.name}` },
     h("img", { src: item.url, alt: item.alt, loading: "lazy" })),
-  h("button", { type: "button", class: "quiet", "aria-label": `Use the settings of ${item.name}`, onclick: () => trigger("select", { file: item.file }) },
-    "Use settings"));
+  h("figcaption", {},
+    item.seed && h("span", { class: "dim" }, `Seed ${item.seed}`),
+    h("button", { type: "button", class: "quiet", "aria-label": `Use the settings of ${item.name}`, onclick: () => trigger("select", { file: item.file }) },
+      "Use settings"),
+    item.seed && h("a", { href: item.url, download: item.name, class: "quiet", "aria-label": `Save ${item.name}` }, "Save")));
 
 let known = "";
 const draw = () => {

@@ -75,12 +75,13 @@ def meter(job: Job) -> str:
     files = {stem: list(found) for stem, found in groupby(job.files, key=lambda path: path.stem)}
     parts = [_pair(pair, names, files) for pair in job.told["pairs"]]
     scale: float = job.told["scale"]
+    base = f'<p class="dim">Measured on {escape(job.told["base"])}.</p>' if job.told["base"] else ""
     words = (
         note(f"Together they are {1 / scale:.2g} times as strong as the strongest alone.", kind="warn",
              hint="That may burn the picture. Balancing brings them down to the strongest alone.")
         if scale < 0.995 else note("Together they are no stronger than the strongest alone.", kind="good")
     )  # fmt: skip
-    return words + "".join(parts)
+    return words + "".join(parts) + base
 
 
 def _pair(pair: Pair, names: Sequence[str], files: Mapping[str, list[Path]]) -> str:

@@ -8,42 +8,51 @@ directions share. The pictures show the subspace similarity of LoRA (Hu et al. 2
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdlora.commands import entries
 from sdlora.commands.written import draw
 from sdlora.files import write_atomic
 from sdlora.home import Home
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sdlora.contracts import Layer
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("first", "second"):
         parser.add_argument(name, metavar="FILE[:WEIGHT[:TEXT_WEIGHT]]", help=f"the {name} adapter")
+    parser.add_argument("--base", help="needed for kinds other than LoRA: the model they were made for")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="write a heatmap and a CSV a layer")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from sdlora.network.measure import balanced, conflict
+    from sdlora.network.measure import balanced, conflict, similarities
 
-    folders = Home.default().adapter_folders
+    home = Home.default()
+    folders = home.adapter_folders
     pair = [entries.parse(text, folders=folders) for text in (arguments.first, arguments.second)]
-    found = conflict(*pair)
+    family = entries.load(arguments.base, home) if arguments.base else None
+    found = conflict(*pair, family=family)
     print(f"cosine {found.cosine:+.3f}  energy {found.energy:.3f}  overlap {found.overlap:.3f}")
     for block, cosine in found.blocks.items():
         print(f"  {block:<6}{cosine:+.3f}")
-    weights = "  ".join(f"{entry.file.stem}:{entry.weight:.2f}" for entry in balanced(pair))
+    weights = "  ".join(f"{entry.file.stem}:{entry.weight:.2f}" for entry in balanced(pair, family=family))
     print(f"no stronger together than the stronger one alone: {weights}")
     if arguments.pictures:
-        _draw(pair[0].file, pair[1].file, arguments.pictures)
+        _draw(arguments.pictures, similarities(pair[0].file, pair[1].file, family=family))
         print(arguments.pictures)
     return 0
 
 
-def _draw(first: Path, second: Path, folder: Path) -> None:
-    from sdlora.network.measure import similarities
+def _draw(folder: Path, found: "Mapping[Layer, Tensor]") -> None:
     from sdlora.network.picture import heatmap, table
 
-    for layer, phi in similarities(first, second).items():
+    for layer, phi in found.items():
         name = f"{layer.component}.{layer.path}"
         draw(folder / f"{name}.png", heatmap(phi, title=name))
         header = ["i / j", *range(1, phi.shape[1] + 1)]

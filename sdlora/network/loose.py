@@ -35,6 +35,11 @@ def loras(file: AdapterFile) -> dict[Layer, Lora]:
     return found
 
 
+def plain(file: AdapterFile) -> bool:
+    """Whether all layers that it holds are LoRA, so that it needs no base."""
+    return all(file.kinds_of(name) == (Lora,) for name in file.groups)
+
+
 def shape_of(lora: Lora) -> tuple[int, ...]:
     """The shape of the weight that it changes."""
     kernel = lora.down.shape[2:] if lora.mid is None else lora.mid.shape[2:]

@@ -1,10 +1,11 @@
 """Adapters measured: where they act, how many directions they need, and how two of them get along.
 
-Everything follows from the factors alone, in milliseconds a layer and without a base; LoRA only. Symbols
-as in LoRA (Hu et al. 2021), sec. 7.2.
+Of LoRA everything follows from the factors alone, in milliseconds a layer and without a base; how other kinds
+get along is told from their deltas on their base. Symbols as in LoRA (Hu et al. 2021), sec. 7.2.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor
 
 from sdlora.adapters.lora import Lora
-from sdlora.contracts import Layer
+from sdlora.contracts import Adapter, Family, Layer
 from sdlora.errors import AdapterError
+from sdlora.layers import bias_of
+from sdlora.network.attach import module_of
 from sdlora.network.blocks import block_of
 from sdlora.network.codec import AdapterFile
 from sdlora.network.loose import loras, shape_of
-from sdlora.network.spectrum import of_lora, whole_down
+from sdlora.network.spectrum import of_lora, of_matrix, whole_down
 from sdlora.network.stack import Entry, check_constant
 
 
@@ -52,36 +55,47 @@ def norms(path: Path) -> dict[str, float]:
     return {block: sqrt(max(squares[block], 0.0)) for block in order}
 
 
-def similarity(first: Lora, second: Lora, *, largest: int = 64) -> Tensor:
+def similarity(first: Lora | Tensor, second: Lora | Tensor, *, largest: int = 64) -> Tensor:
     """phi(A1, A2, i, j) in [0,1] for i, j from 1 to at most `largest`: entry [i-1, j-1].
 
     The part of the subspace of the first i directions that A1 reads which lies in that of the first j of A2,
     as ||U1_i.T U2_j||^2 / min(i, j); LoRA, eq. 4.
     """
-    left, right = (_directions(lora)[:, :largest] for lora in (first, second))
-    squares = (left.T @ right).square().cumsum(0).cumsum(1)
+    left, right = (_directions(change, largest) for change in (first, second))
+    width = min(len(left), len(right))
+    squares = (left[:width].T @ right[:width]).square().cumsum(0).cumsum(1)
     i, j = (torch.arange(1, size + 1) for size in squares.shape)
     return squares / torch.minimum(i[:, None], j)
 
 
-def similarities(first: Path, second: Path, *, largest: int = 64) -> dict[Layer, Tensor]:
+def similarities(
+    first: Path, second: Path, *, largest: int = 64, family: Family | None = None
+) -> dict[Layer, Tensor]:
     """`similarity` of every layer that both files hold."""
-    return {layer: similarity(*pair, largest=largest) for layer, pair in _shared(first, second).items()}
+    return {
+        layer: similarity(*pair, largest=largest)
+        for layer, pair in _shared(first, second, family)
+        if _wide(pair)
+    }
 
 
-def conflict(first: Entry, second: Entry, *, leading: int = 8) -> Conflict:
-    """How two constant entries of a stack get along. Raises AdapterError for anything but LoRA."""
+def conflict(first: Entry, second: Entry, *, leading: int = 8, family: Family | None = None) -> Conflict:
+    """How two constant entries of a stack get along.
+
+    Kinds other than LoRA need the base, `family`. Raises AdapterError when it is missing.
+    """
     check_constant((first, second))
     crossed: dict[str, float] = {}
     own: dict[str, tuple[float, float]] = {}
     overlaps = []
-    for layer, (a, b) in _shared(first.file, second.file).items():
+    for layer, (a, b) in _shared(first.file, second.file, family):
         block = block_of(layer) or "other"
         by = first.weight_at(layer), second.weight_at(layer)
         crossed[block] = crossed.get(block, 0.0) + by[0] * by[1] * inner(a, b)
         before = own.get(block, (0.0, 0.0))
         own[block] = before[0] + by[0] ** 2 * inner(a, a), before[1] + by[1] ** 2 * inner(b, b)
-        overlaps.append(float(similarity(a, b, largest=leading)[-1, -1]))
+        if _wide((a, b)):
+            overlaps.append(float(similarity(a, b, largest=leading)[-1, -1]))
     energies = sum(e[0] for e in own.values()), sum(e[1] for e in own.values())
     total = sum(crossed.values())
     return Conflict(
@@ -92,19 +106,19 @@ def conflict(first: Entry, second: Entry, *, leading: int = 8) -> Conflict:
     )
 
 
-def balanced(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+def balanced(entries: Sequence[Entry], *, family: Family | None = None) -> tuple[Entry, ...]:
     """The same stack, scaled so that all deltas together are no stronger than the strongest alone.
 
-    A stack that is no stronger stays as it is. Raises AdapterError for anything but LoRA.
+    A stack that is no stronger stays as it is. Kinds other than LoRA need the base, `family`. Raises
+    AdapterError when it is missing.
     """
-    held = [loras(AdapterFile.open(entry.file)) for entry in entries]
+    held = [_held(AdapterFile.open(entry.file), family) for entry in entries]
     gram = torch.zeros(len(entries), len(entries), dtype=torch.float64)
-    for i, one in enumerate(held):
-        for j, two in enumerate(held[: i + 1]):
-            for layer in one.keys() & two.keys():
-                by = entries[i].weight_at(layer) * entries[j].weight_at(layer)
-                gram[i, j] += by * inner(one[layer], two[layer])
-            gram[j, i] = gram[i, j]
+    for layer in dict.fromkeys(layer for one in held for layer in one):
+        found = {i: _change(one[layer], layer, family) for i, one in enumerate(held) if layer in one}
+        for i, j in itertools.product(found, found):
+            by = entries[i].weight_at(layer) * entries[j].weight_at(layer)
+            gram[i, j] += by * inner(found[i], found[j])
     together, strongest = float(gram.sum()), float(gram.diagonal().max()) if entries else 0.0
     if together <= strongest:
         return tuple(entries)
@@ -119,32 +133,71 @@ def balanced(entries: Sequence[Entry]) -> tuple[Entry, ...]:
     )
 
 
-def inner(first: Lora, second: Lora) -> float:
-    """The sum of the products of two deltas' values, from r x r matrices alone."""
-    ups = [lora.up.detach().float().flatten(1) * lora.scale for lora in (first, second)]
-    downs = [whole_down(lora).flatten(1) for lora in (first, second)]
-    return float(((ups[0].T @ ups[1]) * (downs[0] @ downs[1].T)).double().sum())
+def inner(first: Lora | Tensor, second: Lora | Tensor) -> float:
+    """The sum of the products of two changes' values; of two LoRAs from r x r matrices alone."""
+    if isinstance(first, Lora) and isinstance(second, Lora):
+        ups = [lora.up.detach().float().flatten(1) * lora.scale for lora in (first, second)]
+        downs = [whole_down(lora).flatten(1) for lora in (first, second)]
+        return float(((ups[0].T @ ups[1]) * (downs[0] @ downs[1].T)).double().sum())
+    matrices = [
+        x if isinstance(x, Tensor) else x.up.detach().float().flatten(1) * x.scale @ whole_down(x).flatten(1)
+        for x in (first, second)
+    ]
+    width = min(matrix.shape[1] for matrix in matrices)
+    return float((matrices[0][:, :width] * matrices[1][:, :width]).sum(dtype=torch.float64))
 
 
 _ORDER = {"BASE": 0, "IN": 1, "MID": 2, "OUT": 3}
 
 
-def _shared(first: Path, second: Path) -> dict[Layer, tuple[Lora, Lora]]:
-    """The layers that both files change. Raises AdapterError when they are for different bases."""
+def _shared(
+    first: Path, second: Path, family: Family | None
+) -> Iterator[tuple[Layer, tuple[Lora | Tensor, Lora | Tensor]]]:
+    """The layers that both files change, one at a time in memory.
+
+    Raises AdapterError when they are for different bases.
+    """
     one, two = (AdapterFile.open(path) for path in (first, second))
-    left, right = loras(one), loras(two)
-    pairs = {layer: (left[layer], right[layer]) for layer in left if layer in right}
-    if any(shape_of(a) != shape_of(b) for a, b in pairs.values()):
-        raise AdapterError(
-            f"{first} was made for {one.detected.title}, {second} for {two.detected.title}.",
-            "Only adapters of one base family can be compared.",
-        )
-    return pairs
+    left, right = _held(one, family), _held(two, family)
+    shared = [layer for layer in left if layer in right]
+    for layer in shared:
+        a, b = left[layer], right[layer]
+        if isinstance(a, Lora) and isinstance(b, Lora) and shape_of(a) != shape_of(b):
+            raise AdapterError(
+                f"{first} was made for {one.detected.title}, {second} for {two.detected.title}.",
+                "Only adapters of one base family can be compared.",
+            )
+    for layer in shared:
+        yield layer, (_change(left[layer], layer, family), _change(right[layer], layer, family))
 
 
-def _directions(lora: Lora) -> Tensor:
-    """Right singular vectors of A [I,r], strongest first."""
-    vectors: Tensor = torch.linalg.svd(whole_down(lora).flatten(1), full_matrices=False).Vh.T
+def _held(file: AdapterFile, family: Family | None) -> Mapping[Layer, Adapter]:
+    return loras(file) if family is None else file.resolve(family).adapters
+
+
+def _change(adapter: Adapter, layer: Layer, family: Family | None) -> Lora | Tensor:
+    """LoRA as it is; of other kinds the change of the weight as [O,I], of the bias as one more column."""
+    if family is None or isinstance(adapter, Lora):
+        assert isinstance(adapter, Lora)
+        return adapter
+    module = module_of(family, layer)
+    weight, bias = module.get_parameter("weight").detach(), bias_of(module)
+    change = adapter.delta(weight).detach().float().reshape(len(weight), -1)
+    column = adapter.bias_delta(bias)
+    return change if column is None else torch.cat([change, column.detach().float()[:, None]], dim=1)
+
+
+def _wide(pair: Sequence[Lora | Tensor]) -> bool:
+    """Whether there are directions to compare: not in normalisations, and biases alone have one."""
+    return all(isinstance(change, Lora) or change.shape[1] > 2 for change in pair)
+
+
+def _directions(change: Lora | Tensor, largest: int) -> Tensor:
+    """Right singular vectors [I,k], strongest first: of A [r,I], or of a whole change."""
+    if isinstance(change, Tensor):
+        return of_matrix(change, largest).v
+    basis, small = torch.linalg.qr(whole_down(change).flatten(1).T)
+    vectors: Tensor = basis @ torch.linalg.svd(small, full_matrices=False).U[:, :largest]
     return vectors
 
 

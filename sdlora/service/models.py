@@ -1,6 +1,7 @@
 """The base models on this machine: the built-in one, and what lies in the home's folders of models."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sdlora.errors import ModelError, SdloraError
@@ -25,6 +26,15 @@ class Models:
     def describe(self, model: str) -> ModelInfo:
         """What the model is. Raises ModelError in words when it cannot be used."""
         return describe(model, roots=self.folders)
+
+    def of(self, families: Collection[str]) -> list[str]:
+        """The models of these families, as a configuration names them."""
+        found = []
+        for _, model in self.names():
+            with suppress(SdloraError):  # one that cannot be used is of no family
+                if self.describe(model).family in families:
+                    found.append(model)
+        return found
 
     def output(self, name: str) -> Path:
         """Where a new model called `name` goes. Raises ModelError when that name is taken or empty."""

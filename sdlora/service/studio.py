@@ -150,7 +150,9 @@ class Studio:
         """How the entries get along waits for the worker."""
         if len(entries) < 2:
             raise AdapterError("There is nothing to compare.", "Choose at least two adapters.")
-        return self._work("compare", "Comparing", self._stack(entries) | self._pictures)
+        families = {info.family for e in entries if (info := self.library.adapter(e.file).info)}
+        values = {"bases": self.models.of(families)}
+        return self._work("compare", "Comparing", self._stack(entries) | self._pictures | values)
 
     def measure(self, file: Path) -> Job:
         """Where the adapter acts, and how many directions it needs, waits for the worker."""

@@ -15,12 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 from sdlora.contracts import Family
+from sdlora.errors import AdapterError, SdloraError
 from sdlora.files import replacing, write_atomic
 from sdlora.generation.request import entry_tag
 from sdlora.loading import load_family
 from sdlora.network import measure, picture, rounding, spectrum
 from sdlora.network.bake import bake
 from sdlora.network.change import Change
+from sdlora.network.codec import AdapterFile
+from sdlora.network.loose import plain
 from sdlora.network.merge import Written, merge
 from sdlora.network.resize import extract, resize
 from sdlora.network.stack import Entry
@@ -73,6 +76,7 @@ def _bake(message: Message, at: At) -> Done:
 def _compare(message: Message, at: At) -> Done:
     """How each pair of the stack gets along, and the weights at which nothing burns."""
     entries = [_steady(entry) for entry in _entries(message)]
+    family = _fitting(entries, message)
     pairs = list(itertools.combinations(range(len(entries)), 2))
     found: list[dict[str, object]] = []
     files: list[Path] = []
@@ -80,17 +84,20 @@ def _compare(message: Message, at: At) -> Done:
         at(number, len(pairs))
         one, two = entries[i], entries[j]
         name = f"{one.file.stem} and {two.file.stem}"
-        found.append({"first": i, "second": j, "pictures": name, **asdict(measure.conflict(one, two))})
-        phi = _mean(list(measure.similarities(one.file, two.file).values()))
+        found.append(
+            {"first": i, "second": j, "pictures": name, **asdict(measure.conflict(one, two, family=family))}
+        )
+        phi = _mean(list(measure.similarities(one.file, two.file, family=family).values()))
         if phi is not None:
             files += _pictured(phi, name, folder=Path(message["pictures"]))
-    balanced = measure.balanced(entries)
+    balanced = measure.balanced(entries, family=family)
     scale = next((b.weight / e.weight for b, e in zip(balanced, entries, strict=True) if e.weight), 1.0)
     told = {
         "names": [entry.file.stem for entry in entries],
         "pairs": found,
         "balanced": [(entry.weight, entry.text_weight) for entry in balanced],
         "scale": scale,
+        "base": family.source.stem if family else "",
     }
     return Done(files, told)
 
@@ -140,6 +147,26 @@ def _family(model: str, message: Message) -> Family:
     # on the processor and in full precision: this is arithmetic on weights
     roots = [Path(folder) for folder in message["models"]]
     return load_family(model, device="cpu", dtype=torch.float32, roots=roots)
+
+
+def _fitting(entries: Sequence[Entry], message: Message) -> Family | None:
+    """The first of the message's bases that the entries fit, None where LoRA needs none."""
+    files = [AdapterFile.open(entry.file) for entry in entries]
+    if all(plain(file) for file in files):
+        return None
+    reason = AdapterError(
+        "Adapters of other kinds than LoRA are measured on their base, and there is none of their family.",
+        "Put one into models/Stable-diffusion.",
+    )
+    for base in message["bases"]:
+        try:
+            family = _family(base, message)
+            for file in files:
+                file.resolve(family)
+            return family
+        except SdloraError as error:
+            reason = AdapterError(error.message, error.hint)
+    raise reason
 
 
 def _written(written: Written) -> Done:

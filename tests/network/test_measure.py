@@ -7,12 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdlora.network.codec import AdapterFile
+from sdlora.adapters import SPECS
+from sdlora.errors import AdapterError
+from sdlora.network.attach import create
+from sdlora.network.codec import AdapterFile, save
 from sdlora.network.loose import loras, shape_of
 from sdlora.network.measure import balanced, conflict, inner, norms, similarities, similarity, spectra
 from sdlora.network.picture import bars, curve, heatmap, table
 from sdlora.network.stack import Entry
 from tests.conftest import TinyModel
+from tests.network.test_attach import awake
+from tests.network.test_merge import deltas
 from tests.network.test_stack import saved
 
 
@@ -115,3 +120,61 @@ def test_pictures_and_tables_show_the_numbers(files: list[Path]) -> None:
     assert hot == (253, 231, 37) and cold == (68, 1, 84)
     rows = list(csv.reader(io.StringIO(table([("a,b", 1.5)], header=("name", "norm")))))
     assert rows == [["name", "norm"], ["a,b", "1.5"]]
+
+
+KINDS_OF_SPECS = {
+    "loha": {"rank": 2},
+    "lokr": {"rank": 2},
+    "dora": {"rank": 2},
+    "glora": {"rank": 2},
+    "oft": {"block": 4},
+    "ia3": {},
+    "full": {},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_SPECS)
+def test_every_kind_is_measured_by_its_deltas_on_its_base(
+    kind: str, files: list[Path], tiny_sd1: TinyModel, tmp_path: Path
+) -> None:
+    family = tiny_sd1.family
+    spec = SPECS.get(kind)(targets="attn2,fc1", **KINDS_OF_SPECS[kind])
+    other = save(
+        tmp_path / "x", awake(create(family, spec, seed=0)).adapters, family_name="sd1", dtype="fp32"
+    )
+    entries = [Entry(files[0], 0.7), Entry(other.path, -0.5)]
+    with pytest.raises(AdapterError, match="more than LoRA"):
+        conflict(*entries)
+    one, two = (deltas(family, entry.file) for entry in entries)
+    shared = one.keys() & two.keys()
+    a, b = (
+        torch.cat([entry.weight * found[name].flatten() for name in shared]).double()
+        for entry, found in zip(entries, (one, two), strict=True)
+    )
+    found = conflict(*entries, family=family)
+    assert found.cosine == pytest.approx(float(a @ b / (a.norm() * b.norm())), abs=1e-5)
+    assert found.energy == pytest.approx(float((a + b) @ (a + b) / (a @ a + b @ b)), abs=1e-5)
+    same = conflict(entries[1], entries[1], family=family)
+    assert (same.cosine, same.energy, same.overlap) == pytest.approx((1, 2, 1), rel=1e-4)
+    first, second = balanced([entries[1], entries[1]], family=family)
+    assert first.weight == second.weight == pytest.approx(-0.25, rel=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "targets"), [("norm", "norm1"), ("bias", "fc1")])
+def test_changes_of_normalisations_and_biases_count(
+    kind: str, targets: str, tiny_sd1: TinyModel, tmp_path: Path
+) -> None:
+    network = awake(create(tiny_sd1.family, SPECS.get(kind)(targets=targets), seed=0))
+    file = Entry(save(tmp_path / "x", network.adapters, family_name="sd1", dtype="fp32").path)
+    against = conflict(file, Entry(file.file, -1.0), family=tiny_sd1.family)
+    assert (against.cosine, against.energy) == pytest.approx((-1, 0), abs=1e-5)
+
+
+def test_a_lora_is_measured_the_same_with_and_without_its_base(
+    files: list[Path], tiny_sd1: TinyModel
+) -> None:
+    pair = [Entry(file) for file in files]
+    loose, based = conflict(*pair), conflict(*pair, family=tiny_sd1.family)
+    assert (loose.cosine, loose.energy, loose.overlap) == pytest.approx(
+        (based.cosine, based.energy, based.overlap)
+    )

@@ -6,9 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
+from sdlora.adapters import SPECS
 from sdlora.errors import Cancelled, UserError
+from sdlora.network.attach import create
 from sdlora.network.change import Change
-from sdlora.network.codec import AdapterFile
+from sdlora.network.codec import AdapterFile, save
 from sdlora.network.loose import loras
 from sdlora.network.merge import METHODS
 from sdlora.network.stack import stacked
@@ -16,7 +18,7 @@ from sdlora.service import workshop
 from sdlora.service.jobs import Job
 from sdlora.service.studio import Entry, Studio
 from tests.conftest import TinyModel
-from tests.network.test_attach import answer
+from tests.network.test_attach import answer, awake
 from tests.network.test_stack import saved
 from tests.service.test_jobs import SECONDS
 
@@ -73,6 +75,16 @@ def test_a_mix_is_compared_pair_by_pair_and_balanced(studio: Studio, pair: list[
         [job.told["scale"], job.told["scale"], job.told["scale"] / 2]
     )
     assert {path.suffix for path in job.files} == {".png", ".csv"}
+
+
+def test_a_mix_with_another_kind_is_compared_on_a_base_that_it_fits(
+    studio: Studio, pair: list[Entry], tiny_sd1: TinyModel
+) -> None:
+    network = awake(create(tiny_sd1.family, SPECS.get("loha")(rank=2, targets="attn2"), seed=0))
+    path = studio.library.folder / "loha.safetensors"
+    save(path, network.adapters, family_name="sd1")
+    job = ended(studio, studio.compare([pair[0], Entry(path)]))
+    assert job.told["base"] and -1 < job.told["pairs"][0]["cosine"] < 1
 
 
 def test_an_adapter_is_measured_in_pictures_and_tables(studio: Studio, pair: list[Entry]) -> None:

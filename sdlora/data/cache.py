@@ -116,7 +116,8 @@ class TextCache:
         return Conditioning(entry["states"], entry.get("pooled"))
 
     def _key(self, ids: Tensor) -> str:
-        return _digest(VERSION, self.family.hash, self.clip_skip, self.family.dtype, ids.tolist())
+        layer = f"layer {self.clip_skip} from the end"  # counted alike in all families
+        return _digest(VERSION, self.family.hash, layer, self.family.dtype, ids.tolist())
 
     def _encode(self, rows: Mapping[str, Tensor]) -> Iterator[tuple[str, Entry]]:
         for key, ids in rows.items():

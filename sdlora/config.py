@@ -122,7 +122,9 @@ class ScheduleSpec:
         high=1,
         unit="fraction of steps",
     )
-    floor: float = option(0.0, "The learning rate at the end, as a fraction of the peak", low=0, high=1)
+    floor: float = option(
+        0.0, "Where a learning rate that falls ends, as a fraction of the peak", low=0, high=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +218,12 @@ class OutputSpec:
     name: str = option(
         "my-adapter", "The adapter's name; its file is NAME.safetensors", level="basic", resumable=True
     )
-    subject: str = option("style", "What is taught", choices=("style", "character", "object"), level="basic")
+    subject: str = option(
+        "style",
+        "What is taught; a preset decides by it about mirroring, caption dropout and learning rates",
+        choices=("style", "character", "object"),
+        level="basic",
+    )
     dtype: str = option("fp16", "Number format of the file", choices=("fp16", "bf16", "fp32"), resumable=True)
     format: str = option(
         "kohya",

@@ -32,18 +32,19 @@ class WorkerLost(SdloraError):
     """The worker ended in the middle of a request."""
 
 
-def start_trainer(folder: Path) -> "subprocess.Popen[bytes]":
-    """A process of its own trains the run in `folder`, or goes on with it. What it prints is in `log.txt`.
+def start_trainer(*folders: Path) -> "subprocess.Popen[bytes]":
+    """A process of its own trains the runs in `folders` in one pass, or goes on with them.
 
-    Raises StorageError when the log cannot be written.
+    What it prints is in the first one's `log.txt`. Raises StorageError when that cannot be written.
     """
+    file = folders[0] / "log.txt"
     try:
-        log = (folder / "log.txt").open("ab")
+        log = file.open("ab")
     except OSError as error:
-        raise storage_error(folder / "log.txt", error) from error
+        raise storage_error(file, error) from error
     with log:
         return subprocess.Popen(
-            _command("resume", str(folder)),
+            _command("resume", *map(str, folders)),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -1,8 +1,10 @@
 """The runs of this home: start, watch, stop, resume, and put away."""
 
 import subprocess
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from sdlora import options
 from sdlora.config import TrainConfig
@@ -13,8 +15,32 @@ from sdlora.service.process import start_trainer
 from sdlora.service.progress import Fold, RunView
 from sdlora.service.trash import Trash
 from sdlora.training.run import Command, Run
+from sdlora.training.sweep import differences
 
 LOG_BYTES = 20_000
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """Runs of one pass, in their order; `own` are the options in which each differs, by their paths.
+
+    `picture` compares their last previews; it is there when the pass has ended.
+    """
+
+    views: tuple[RunView, ...]
+    own: tuple[Mapping[str, options.Value | None], ...]
+    picture: Path | None
+
+
+class _Child(NamedTuple):
+    """A trainer of this process, and how many bytes of a run's events there were before it."""
+
+    process: "subprocess.Popen[bytes]"
+    written: int
+
+    def is_starting(self, run: Run) -> bool:
+        """Whether it lives and has told nothing of `run` yet."""
+        return self.process.poll() is None and _written(run) == self.written
 
 
 class Runs:
@@ -25,7 +51,7 @@ class Runs:
         self._trash = trash
         self._folds: dict[Path, Fold] = {}
         # children of this process; they bridge the seconds before a trainer takes its run's lock
-        self._children: dict[Path, subprocess.Popen[bytes]] = {}
+        self._children: dict[Path, _Child] = {}
 
     def names(self) -> tuple[str, ...]:
         """All runs, the newest first."""
@@ -56,15 +82,35 @@ class Runs:
         self._launch(run)
         return run.path.name
 
-    def resume(self, name: str) -> None:
-        """The run goes on from its last checkpoint. Raises RunError when it runs or has finished."""
-        run = Run.open(self._path(name))
-        status = run.status
-        if status in ("starting", "running"):
-            raise RunError(f"{name} is running already.", "Watch it, or stop it first.")
-        if status == "finished":
-            raise RunError(f"{name} has finished.", "Start a new run to train longer.")
-        self._launch(run)
+    def start_together(self, configs: Sequence[TrainConfig]) -> tuple[str, ...]:
+        """New runs train in one pass, in a process of their own; their names."""
+        runs = Run.create_together(configs, self.folder)
+        self._launch(*runs)
+        return tuple(run.path.name for run in runs)
+
+    def resume(self, *names: str) -> None:
+        """The runs go on from their last checkpoints, in one pass.
+
+        Raises RunError when one runs or has finished.
+        """
+        runs = [Run.open(self._path(name)) for name in names]
+        for name, run in zip(names, runs, strict=True):
+            status = run.status
+            if status in ("starting", "running"):
+                raise RunError(f"{name} is running already.", "Watch it, or stop it first.")
+            if status == "finished":
+                raise RunError(f"{name} has finished.", "Start a new run to train longer.")
+        self._launch(*runs)
+
+    def siblings(self, name: str) -> Siblings | None:
+        """The runs that were started with this one in one pass; None when it is alone."""
+        found = Run.open(self._path(name)).siblings
+        if not found:
+            return None
+        views = tuple(self.view(run.path.name) for run in found)
+        own = differences([run.config for run in found])
+        file = found[0].comparison
+        return Siblings(views=views, own=own, picture=file if file.is_file() else None)
 
     def command(self, name: str, command: Command) -> None:
         """The run's process will obey `command`. Raises RunError when it is not running."""
@@ -87,32 +133,38 @@ class Runs:
         return options.to_toml(self.config(name))
 
     def log(self, name: str) -> str:
-        """The end of what the run's process printed."""
-        path = self._path(name) / "log.txt"
-        if not path.exists():
+        """The end of what the run's process printed; of several runs in one pass the first has it."""
+        run = Run.open(self._path(name))
+        logs = [each.path / "log.txt" for each in (run, *run.siblings)]
+        path = next((log for log in logs if log.exists()), None)
+        if path is None:
             return ""
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - LOG_BYTES))
             return file.read().decode("utf-8", errors="replace")
 
-    def _launch(self, run: Run) -> None:
-        if (child := self._children.get(run.path)) and child.poll() is None:
-            raise RunError(f"{run.path.name} is starting already.", "Give it a moment.")
-        self._children[run.path] = start_trainer(run.path)
+    def _launch(self, *runs: Run) -> None:
+        for run in runs:
+            if (child := self._children.get(run.path)) and child.is_starting(run):
+                raise RunError(f"{run.path.name} is starting already.", "Give it a moment.")
+        written = [_written(run) for run in runs]
+        process = start_trainer(*(run.path for run in runs))
+        for run, count in zip(runs, written, strict=True):
+            self._children[run.path] = _Child(process, count)
 
     def _bridged(self, view: RunView) -> RunView:
         """The view with what only the parent of the trainer knows: that it lives, or died without a word."""
         child = self._children.get(view.path)
         if child is None or view.status == "running":
             return view
-        if child.poll() is None:
-            return replace(view, status="starting") if view.status != "finished" else view
-        if view.status != "starting":
+        if child.is_starting(Run(view.path)):
+            return replace(view, status="starting")
+        if child.process.poll() is None or view.status != "starting":
             return view
         return replace(
             view,
             status="failed",
-            error=f"The training process ended with code {child.returncode} before it began.",
+            error=f"The training process ended with code {child.process.returncode} before it began.",
             hint="The log below shows what it printed last.",
         )
 
@@ -121,6 +173,12 @@ class Runs:
         if not (path / "config.toml").is_file():
             raise RunError(f'There is no run "{name}".', f"Runs lie in {self.folder}.")
         return path
+
+
+def _written(run: Run) -> int:
+    """Bytes of the run's events."""
+    file = run.path / "events.jsonl"
+    return file.stat().st_size if file.exists() else 0
 
 
 def _damaged(path: Path, error: SdloraError) -> RunView:

@@ -14,7 +14,7 @@ from sdlora.generation.request import GenerateRequest, weights_told
 from sdlora.home import Home
 from sdlora.network.cache import CACHE_BYTES
 from sdlora.network.stack import Entry
-from sdlora.options import build, from_toml
+from sdlora.options import build, flatten, from_toml
 from sdlora.service.datasets import Datasets
 from sdlora.service.drawing import DEVICE
 from sdlora.service.history import History
@@ -26,7 +26,8 @@ from sdlora.service.models import Models
 from sdlora.service.process import Worker
 from sdlora.service.runs import Runs
 from sdlora.service.trash import Trash
-from sdlora.training.estimate import TrainPlan, Verdict, plan_of, verdict
+from sdlora.training.estimate import TrainPlan, Verdict, plan_of, plan_together, verdict
+from sdlora.training.sweep import asked, require_alike
 
 __all__ = ["CACHE_BYTES", "Entry", "Studio", "TrainPlan", "Verdict"]
 
@@ -73,10 +74,32 @@ class Studio:
         self._make_room()
         return self.runs.start(config)
 
-    def resume(self, name: str) -> None:
-        """The run goes on where it stopped."""
+    def several(
+        self, config: TrainConfig, *, datasets: Sequence[Path], swept: Mapping[str, Sequence[str]]
+    ) -> tuple[TrainConfig, ...]:
+        """What `config` becomes for each of the datasets with each combination of the swept values.
+
+        Raises ConfigError when a value will not do, or names two runs the same.
+        """
+        own = asked(config.output.name, [str(folder) for folder in datasets], swept)
+        return tuple(build(TrainConfig, {**flatten(config), **values}) for values in own.values())
+
+    def plan_together(self, configs: Sequence[TrainConfig]) -> TrainPlan:
+        """What the runs take in one pass. Raises SdloraError when they could not start."""
+        return plan_together(configs)
+
+    def start_together(self, configs: Sequence[TrainConfig]) -> tuple[str, ...]:
+        """New runs train in one pass; their names. Raises SdloraError when they could not start."""
+        require_alike(configs)
+        with suppress(ModelAbsent):  # the runs download it
+            self.plan_together(configs)
         self._make_room()
-        self.runs.resume(name)
+        return self.runs.start_together(configs)
+
+    def resume(self, *names: str) -> None:
+        """The runs go on where they stopped, in one pass."""
+        self._make_room()
+        self.runs.resume(*names)
 
     def generate(self, request: GenerateRequest) -> Job:
         """The request waits for the worker. Raises AdapterError when the prompt names an unknown adapter."""

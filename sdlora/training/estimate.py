@@ -148,7 +148,8 @@ def plan_together(configs: Sequence[TrainConfig]) -> TrainPlan:
     Raises SdloraError when one could not start, or when they could not go together.
     """
     require_alike(configs)
-    plans = [plan_of(config) for config in configs]
+    unlike = {(config.data, config.loop): config for config in configs}  # adapters need no plan of their own
+    plans = [plan_of(config) for config in unlike.values()]
     shapes = {(row.width, row.height) for plan in plans for row in plan.buckets}
     draws = {(config.data.folder, config.data.repeats, config.loop.seed) for config in configs}
     if len(shapes) > 1 and len(draws) > 1:

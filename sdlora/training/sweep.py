@@ -62,9 +62,11 @@ def asked(
 def differences(configs: Sequence[TrainConfig]) -> tuple[dict[str, options.Value | None], ...]:
     """For each run, path -> value of the options in which runs differ, besides their names.
 
-    A value is None where the option does not belong to the run's kind of adapter.
+    The option that changes most often from run to run is the last. A value is None where the option does not
+    belong to the run's kind of adapter.
     """
     flat = [options.flatten(config) for config in configs]
     paths = dict.fromkeys(path for values in flat for path in values if path != _NAMES)
     differing = [path for path in paths if len({values.get(path) for values in flat}) > 1]
+    differing.sort(key=lambda path: [values.get(path) == flat[0].get(path) for values in flat], reverse=True)
     return tuple({path: values.get(path) for path in differing} for values in flat)

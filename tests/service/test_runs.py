@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sdlora.config import TrainConfig
-from sdlora.errors import RunError, UserError
+from sdlora.errors import ConfigError, RunError, UserError
 from sdlora.events import RunEnded, RunStarted, StepDone
 from sdlora.options import build
 from sdlora.service.progress import POINTS, Fold, RunView
@@ -59,7 +59,7 @@ def test_a_run_survives_its_studio_and_stops_and_resumes_through_another(
     other.runs.command(name, "stop")
     assert until(other, name, "stopped").step >= stopped.step
     for child in (*studio.runs._children.values(), *other.runs._children.values()):
-        child.wait()
+        child.process.wait()
 
 
 def test_plans_that_are_asked_for_at_once_do_not_disturb_one_another(
@@ -137,3 +137,41 @@ def test_a_trainer_that_dies_at_once_is_seen_at_once(
             break
         time.sleep(0.05)
     assert "before it began" in runs.view(name).error
+
+
+def test_a_sweep_is_one_process_and_each_of_its_runs_stops_by_itself(
+    studio: Studio, image_folder: Path
+) -> None:
+    asked = config(image_folder, **{"loop.steps": 100_000, "data.max_aspect": 1})
+    sweep = studio.several(asked, datasets=[image_folder], swept={"optimizer.lr": ["1e-3", "1e-4"]})
+    alone, both = studio.plan(asked), studio.plan_together(sweep)
+    assert alone.memory_bytes < both.memory_bytes < 2 * alone.memory_bytes
+    first, second = studio.start_together(sweep)
+    assert (first, second) == ("ink-lr-1e-3", "ink-lr-1e-4")
+    until(studio, first, "running")
+    while studio.runs.view(second).step < 1:
+        time.sleep(0.1)
+    studio.runs.command(first, "stop")
+    until(studio, first, "stopped")
+    step = studio.runs.view(second).step
+    while studio.runs.view(second).step < step + 3:
+        time.sleep(0.1)
+    assert studio.runs.view(first).status == "stopped"
+    found = studio.runs.siblings(second)
+    assert found is not None and found.picture is None
+    assert [view.name for view in found.views] == [first, second]
+    assert found.own == ({"optimizer.lr": 1e-3}, {"optimizer.lr": 1e-4})
+    studio.runs.command(second, "stop")
+    until(studio, second, "stopped")
+    children = {each.process for each in studio.runs._children.values()}
+    assert [child.wait() for child in children] == [130]
+
+
+def test_runs_that_cannot_go_together_are_refused_before_they_start(
+    studio: Studio, image_folder: Path
+) -> None:
+    asked = config(image_folder, **{"data.max_aspect": 2})
+    for swept, said in ({"loop.seed": ["1", "2"]}, "one shape"), ({"loop.batch_size": ["1", "2"]}, "share"):
+        with pytest.raises(ConfigError, match=said):
+            studio.start_together(studio.several(asked, datasets=[image_folder], swept=swept))
+    assert studio.runs.names() == ()

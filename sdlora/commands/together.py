@@ -93,10 +93,13 @@ def _values(text: str) -> tuple[str, list[str]]:
 
 
 def _copy(runs: "Sequence[Run]", folder: Path) -> None:
+    from sdlora.network import sidecar
+
     for job in runs:
         if job.adapter.exists():
             with replacing(folder / job.adapter.name) as temporary:
                 temporary.write_bytes(job.adapter.read_bytes())
+            sidecar.take_along(job.adapter, folder / job.adapter.name)
 
 
 class _Progress:

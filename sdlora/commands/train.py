@@ -84,6 +84,7 @@ def _job(arguments: argparse.Namespace) -> "Run":
 
 def follow(job: "Run", processes: "Processes", *, output: Path | None, as_json: bool) -> int:
     """Trains `job` in these processes; the first tells its events, and copies the adapter to `output`."""
+    from sdlora.network import sidecar
     from sdlora.training.loop import train
 
     progress = Progress(as_json=as_json)
@@ -94,6 +95,7 @@ def follow(job: "Run", processes: "Processes", *, output: Path | None, as_json: 
     if output and job.adapter.exists():
         with replacing(output) as temporary:
             temporary.write_bytes(job.adapter.read_bytes())
+        sidecar.take_along(job.adapter, output)
     if not as_json:
         print(output if output and job.adapter.exists() else job.path)
     return _code(ended)

@@ -275,7 +275,7 @@ class Loop:
     def _finish(self) -> None:
         """The adapter is in the run's folder, and the next run like it knows how long it takes alone."""
         family, adapter = self.session.family, self.session.run.adapter
-        self.session.write_adapter(adapter, step=self.done)
+        self.session.write_result(step=self.done)
         if problem := inspect(adapter).problem:
             self.session.tell(Notice(text=problem, hint="Train longer, or with a higher learning rate."))
         if not self.alone:

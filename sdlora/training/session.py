@@ -1,9 +1,10 @@
 """A run in its process: what was loaded for it, and how what it has learned reaches the disk."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from sdlora.contracts import Family
 from sdlora.data.folder import scan
 from sdlora.data.items import Dataset
 from sdlora.events import CheckpointSaved, Event, Notice, RunStarted
-from sdlora.network import codec, targets
+from sdlora.network import codec, sidecar, targets
 from sdlora.network.attach import Network, create
 from sdlora.runtime import Runtime
 from sdlora.training import checkpoint
@@ -27,6 +28,7 @@ from sdlora.training.step import TrainStep
 Tell = Callable[[Event], None]
 
 PROBLEMS_TOLD = 8
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -101,17 +103,43 @@ class Session:
         finally:
             working.train()
 
-    def write_adapter(self, path: Path, *, step: int) -> None:
-        """`path` holds the adapter after `step` steps, verified."""
+    def write_result(self, *, step: int) -> None:
+        """The run's adapter is that after `step` steps, with its last picture in its header and beside it."""
+        path, config = self.run.adapter, self.config
+        picture, texts = self._last_picture()
+        self.write_adapter(path, step=step, texts=texts)
+        trigger = config.data.captions.trigger.strip()
+        card = sidecar.card(
+            triggers=[trigger] if trigger else [],
+            weight=1.0,
+            description=config.output.description,
+            family_name=self.family.name,
+        )
+        sidecar.accompany(path, card=card, picture=picture)
+
+    def _last_picture(self) -> tuple[Path | None, Mapping[str, str]]:
+        """The last preview of something learned, and the header's text that shows it."""
+        drawn = sorted((self.run.path / "previews").glob("step-*-0.png"))
+        if not drawn or drawn[-1].name.startswith("step-000000-"):
+            return None, _NONE
+        try:
+            return drawn[-1], {"modelspec.thumbnail": sidecar.thumbnail(drawn[-1])}
+        except OSError as error:
+            self.tell(Notice(text=f"{drawn[-1].name} is not shown with the adapter: {error}."))
+            return None, _NONE
+
+    def write_adapter(self, path: Path, *, step: int, texts: Mapping[str, str] = _NONE) -> None:
+        """`path` holds the adapter after `step` steps, verified; its header says `texts` too."""
         output = self.config.output
+        told = training_metadata(
+            self.config, self.family, self.dataset, step=step, processes=self.fixed.processes
+        )
         with self.result():
             codec.save(
                 path,
                 self.network.adapters,
                 family_name=self.family.name,
-                metadata=training_metadata(
-                    self.config, self.family, self.dataset, step=step, processes=self.fixed.processes
-                ),
+                metadata=told | dict(texts),
                 dtype=output.dtype,
                 format="peft" if output.format == "peft" else "kohya",
             )

@@ -1,7 +1,10 @@
 """What is kept in memory, what leaves, and what builds on what."""
 
+import base64
+import io
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -145,6 +148,34 @@ def test_families_without_an_end_are_refused(files: list[Path]) -> None:
         with_ancestors([Entry(files[0])], [])
     with pytest.raises(AdapterError, match="its own ancestor"):
         set_parent(files[2], files[2])
+
+
+def test_only_what_we_laid_beside_an_adapter_is_replaced(tmp_path: Path) -> None:
+    path, pictures = tmp_path / "ink.safetensors", [tmp_path / f"{n}.png" for n in range(3)]
+    for number, picture in enumerate(pictures):
+        Image.new("RGB", (600, 400), (number, 0, 0)).save(picture)
+    beside, card = path.with_suffix(".preview.png"), path.with_suffix(".json")
+
+    def first_pixel() -> int:
+        with Image.open(beside) as opened:
+            return int(opened.convert("RGB").getpixel((0, 0))[0])  # type: ignore[index]  # three numbers
+
+    for number in (0, 1):
+        sidecar.accompany(path, card={"description": str(number)}, picture=pictures[number])
+        assert first_pixel() == number and json.loads(card.read_text()) == {"description": "0"}
+    sidecar.take_along(path, tmp_path / "copy.safetensors")
+    assert sidecar.read(tmp_path / "copy") == {"description": "0"} and sidecar.preview(tmp_path / "copy")
+    shutil.copyfile(pictures[2], beside)
+    sidecar.accompany(path, card={}, picture=pictures[0])
+    assert first_pixel() == 2
+
+
+def test_a_thumbnail_is_a_small_jpeg(tmp_path: Path) -> None:
+    Image.effect_noise((1024, 512), 90).convert("RGB").save(tmp_path / "x.png")
+    head, _, content = sidecar.thumbnail(tmp_path / "x.png").partition(",")
+    assert head == "data:image/jpeg;base64" and len(content) < 64 << 10
+    with Image.open(io.BytesIO(base64.b64decode(content))) as opened:
+        assert opened.format == "JPEG" and opened.size == (256, 128)
 
 
 def test_a_sidecar_is_written_beside_what_others_wrote(files: list[Path]) -> None:

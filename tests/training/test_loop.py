@@ -16,6 +16,8 @@ from sdlora.contracts import Step
 from sdlora.errors import ConfigError, RunError, SdloraError
 from sdlora.events import CheckpointSaved, Notice, Phase, PreviewSaved, RunEnded, RunStarted, StepDone
 from sdlora.files import write_atomic
+from sdlora.network import sidecar
+from sdlora.network.info import inspect
 from sdlora.training.loop import train
 from sdlora.training.run import Run
 from sdlora.training.step import TrainStep
@@ -194,6 +196,19 @@ def test_previews_are_pictures_of_fixed_seeds(make_run: MakeRun) -> None:
     assert max(high for _, high in before.getextrema()) > 0
     worst = max(abs(a - b) for a, b in zip(before.tobytes(), after.tobytes(), strict=True))
     assert worst <= 1  # the learning rate is nearly zero
+
+
+def test_the_adapter_shows_its_last_picture_and_has_a_sidecar(make_run: MakeRun) -> None:
+    run = make_run(preview__every=100, loop__steps=1, data__captions__trigger="zwx", output__description="A.")
+    train(run)
+    info = inspect(run.adapter)
+    assert info.metadata["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+    card = sidecar.read(run.adapter)
+    assert (card["activation text"], card["sd version"], card["description"]) == ("zwx", "SD1", "A.")
+    shown = sidecar.preview(run.adapter)
+    assert shown == run.adapter.with_suffix(".preview.png")
+    with Image.open(shown) as beside, Image.open(run.path / "previews" / "step-000001-0.png") as last:
+        assert beside.tobytes() == last.tobytes()
 
 
 def test_a_failing_preview_is_told_and_the_run_goes_on(make_run: MakeRun) -> None:

@@ -1,5 +1,6 @@
 """LoRA files without their base: what their factors say alone, enough to merge, resize and measure them."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -11,11 +12,14 @@ from sdlora.errors import AdapterError
 from sdlora.network.codec import AdapterFile
 from sdlora.network.names import dotted
 
+LARGEST = 1 << 26  # values of a layer; those of SDXL have up to 29 million
+
 
 def loras(file: AdapterFile) -> dict[Layer, Lora]:
     """The file's adapters by layer; paths are those of diffusers, told from the names alone.
 
-    Raises AdapterError when it holds anything but LoRA, or keys of no known form.
+    Raises AdapterError when it holds anything but LoRA, keys of no known form, or a layer larger than any
+    model has, whose delta no memory could hold.
     """
     if file.foreign:
         raise AdapterError(
@@ -52,6 +56,8 @@ def _stand_in(file: AdapterFile, tensors: Mapping[str, Tensor]) -> nn.Module:
     kernel = tensors.get("lora_mid.weight", down).shape[2:]
     if up.ndim < 2 or down.ndim < 2 or len(kernel) not in (0, 2):
         raise AdapterError(f"{file.path}: lora_down and lora_up are no matrices or kernels.")
+    if up.shape[0] * down.shape[1] * math.prod(kernel) > LARGEST:
+        raise AdapterError(f"{file.path}: a layer of {up.shape[0]} x {down.shape[1]} features is no model's.")
     if len(kernel) == 2:
         return nn.Conv2d(down.shape[1], up.shape[0], (kernel[0], kernel[1]), device="meta")
     return nn.Linear(down.shape[1], up.shape[0], device="meta")

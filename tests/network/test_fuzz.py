@@ -8,10 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sdlora.errors import AdapterError
 from sdlora.network.container import write
 from sdlora.network.info import inspect
+from sdlora.network.measure import conflict, norms
+from sdlora.network.merge import merge
+from sdlora.network.resize import resize
 from sdlora.network.stack import Entry, Patch
 from tests.conftest import TinyModel
 from tests.network.test_stack import saved
@@ -134,6 +139,59 @@ def test_patterns_of_strangers_are_no_programs(sound: bytes, tiny_sd1: TinyModel
     config = {"unet.lora_alpha": 1, "unet.alpha_pattern": {"(a+)+b": 2.0}, "unet.r": []}
     write(tmp_path / "x", tensors, {"lora_adapter_metadata": json.dumps(config)})
     survives(tmp_path / "x", tiny_sd1)
+
+
+class Largest(TorchDispatchMode):
+    """How many bytes the largest tensor made inside has."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # torch's own
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return made
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"lora_down.weight": (1, 50_000), "lora_up.weight": (50_000, 1)},
+        {
+            "lora_down.weight": (1, 9_000, 1, 1),
+            "lora_up.weight": (9, 1, 1, 1),
+            "lora_mid.weight": (1, 1, 300, 300),
+        },
+        {"hada_w1_a": (9_000, 1), "hada_w1_b": (1, 9_000), "hada_w2_a": (9_000, 1), "hada_w2_b": (1, 9_000)},
+        {"lokr_w1": (300, 300), "lokr_w2": (300, 300)},
+        {"b1.weight": (9_000, 1), "b2.weight": (1, 9_000), "a1.weight": (9_000, 1), "a2.weight": (1, 9_000)},
+        {"oft_blocks": (9_000, 1, 1)},
+        {"oft_diag": (9_000, 1, 1)},
+        {"lora_down.weight": (1, 9_000), "lora_up.weight": (9_000, 1), "dora_scale": (9_000, 1)},
+    ],
+)
+def test_small_files_make_no_large_tensors(
+    shapes: dict[str, tuple[int, ...]], tiny_sd1: TinyModel, tmp_path: Path
+) -> None:
+    """Not when read, applied, merged, resized or compared: 8 times the file, and what the base itself has."""
+    path = tmp_path / "x.safetensors"
+    write(path, {f"{KEY}.{suffix}": torch.ones(shape) for suffix, shape in shapes.items()}, {})
+    base = max(
+        parameter.nbytes for root in tiny_sd1.family.components.values() for parameter in root.parameters()
+    )
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: merge([Entry(path)], output=tmp_path / "y", method="ties"),
+        lambda: resize(path, output=tmp_path / "y", rank=1),
+        lambda: conflict(Entry(path), Entry(path)),
+        lambda: norms(path),
+    )
+    with Largest() as largest:
+        survives(path, tiny_sd1)
+        for call in calls:
+            with pytest.raises(AdapterError):
+                call()
+    assert largest.bytes <= 8 * path.stat().st_size + 2 * base
 
 
 def test_memory_stays_near_the_files_size(sound: bytes, tmp_path: Path) -> None:

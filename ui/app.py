@@ -36,7 +36,7 @@ class Page:
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
         gr.HTML(_masthead(studio.machine.title))
-        with gr.Tabs(selected="datasets") as self.tabs:
+        with gr.Tabs(selected="datasets", overflow_behavior="wrap") as self.tabs:
             with gr.Tab("Datasets", id="datasets") as self.datasets_door:
                 self.datasets = DatasetsTab(studio)
             with gr.Tab("Train", id="train") as self.train_door:
@@ -61,14 +61,14 @@ class Page:
             list(dict.fromkeys([self.tabs, *shown, *generate.draft.values()])), **_QUIET,
         )  # fmt: skip
         self.datasets.train.click(
-            told(self._to_train), self.datasets.chosen, [self.tabs, *everything.values()], **_QUIET
+            told(self._to_train), self.datasets.chosen, [self.tabs, *train.sourced], **_QUIET
         )
-        self.train_door.select(told(train.sources), None, list(everything.values()), **_QUIET).then(
-            told(train.check), None, train.checked, inputs_kwargs=everything, **_QUIET
+        self.train_door.select(told(train.sources), None, train.sourced, **_QUIET).then(
+            told(train.check), None, train.checked, inputs_kwargs=train.inputs, **_QUIET
         )
         train.start.click(
-            told(self._start), None, [self.tabs, *self.runs.shown], inputs_kwargs=everything,
-            validator=train.form.check, **_QUIET,
+            told(self._start), None, [self.tabs, *self.runs.shown], inputs_kwargs=train.inputs,
+            validator=train.valid, **_QUIET,
         )  # fmt: skip
         self.runs.again.click(
             told(self._again), self.runs.chosen, [self.tabs, *everything.values()], **_QUIET
@@ -76,6 +76,7 @@ class Page:
         using = [generate.rows, generate.form.components["base"]]
         added = [self.tabs, generate.rows, generate.pick]
         self.runs.use.click(told(self._use), [self.runs.state, *using], added, **_QUIET)
+        self.runs.compare.grid.apply(told(self._use_run), using, added, **_QUIET)
         self.adapters.use.click(told(self._use), [self.adapters.chosen, *using], added, **_QUIET)
         self.adapters.run.click(
             told(self._to_run), self.adapters.chosen, [self.tabs, *self.runs.shown], **_QUIET
@@ -124,6 +125,9 @@ class Page:
     def _as_made(self, file: str) -> Updates:
         recipe = self.studio.recipe(Path(file))
         return {self.tabs: gr.Tabs(selected="train"), **self.train.form.show_config(recipe)}
+
+    def _use_run(self, rows: dict[str, Any], model: str, event: gr.EventData) -> Updates:  # Any: as below
+        return self._use(event.file, rows, model)
 
     def _use(self, file: str, rows: dict[str, Any], model: str) -> Updates:  # Any: the widget's JSON
         return {self.tabs: gr.Tabs(selected="generate"), **self.generate.add(file, rows, model)}

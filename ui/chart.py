@@ -1,36 +1,66 @@
 """The loss of a run as a small SVG: raw values faint, their moving average bold, checkpoints as marks."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
 
 Point = tuple[int, float, float]  # step, loss, smoothed loss
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 640, 240, 52, 26, 10, 12
+_COLOURS = 6
 
 
 def loss_curve(points: Sequence[Point], *, steps: int, marks: Iterable[int] = ()) -> str:
     """An SVG of the losses over `steps` steps with a tick at each step in `marks`."""
     if len(points) < 2:
         return '<p class="dim">The curve appears after the first steps.</p>'
-    low, high = _range(points)
-    across = (_WIDTH - _LEFT - _RIGHT) / max(steps, points[-1][0], 1)
+    last = max(steps, points[-1][0], 1)
+    place, axes = _axes(*_range(points), steps=last)
+    raw = " ".join(place(step, loss) for step, loss, _ in points)
+    smooth = " ".join(place(step, value) for step, _, value in points)
+    saves = "".join(_mark(_across(step, last)) for step in marks)
+    lines = f'{saves}<polyline class="raw" points="{raw}"/><polyline class="smooth" points="{smooth}"/>'
+    return _svg(axes + lines, f"Loss by step, now {points[-1][2]:.4f} on average")
+
+
+def loss_curves(curves: Mapping[str, Sequence[Point]], *, steps: int) -> str:
+    """An SVG of the smoothed losses of several runs over `steps` steps, and which colour is whose."""
+    drawn = {name: points for name, points in curves.items() if len(points) > 1}
+    if not drawn:
+        return '<p class="dim">The losses appear after the first steps.</p>'
+    smooth = [(step, value, value) for points in drawn.values() for step, _, value in points]
+    place, axes = _axes(*_range(smooth), steps=max(steps, 1))
+    lines, names = "", ""
+    for number, (name, points) in enumerate(drawn.items()):
+        colour = f"c{number % _COLOURS}"
+        line = " ".join(place(step, value) for step, _, value in points)
+        lines += f'<polyline class="smooth {colour}" points="{line}"/>'
+        names += f'<li class="{colour}"><i aria-hidden="true"></i>{escape(name)}: {points[-1][2]:.4f}</li>'
+    chart = _svg(axes + lines, f"Smoothed losses of {len(drawn)} runs by step")
+    return f'{chart}<ul class="legend" aria-label="Smoothed loss now">{names}</ul>'
+
+
+def _svg(inside: str, label: str) -> str:
+    return (
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{inside}</svg>'
+    )
+
+
+def _axes(low: float, high: float, *, steps: int) -> tuple[Callable[[float, float], str], str]:
+    """Where a step's loss is drawn, and the axes."""
     up = (_HEIGHT - _TOP - _BOTTOM) / (high - low)
 
     def place(step: float, loss: float) -> str:
         inside = min(max(loss, low), high)
-        return f"{_LEFT + step * across:.1f},{_HEIGHT - _BOTTOM - (inside - low) * up:.1f}"
+        return f"{_across(step, steps):.1f},{_HEIGHT - _BOTTOM - (inside - low) * up:.1f}"
 
-    raw = " ".join(place(step, loss) for step, loss, _ in points)
-    smooth = " ".join(place(step, value) for step, _, value in points)
     grid = "".join(_grid_line(value, place(0, value)) for value in _ticks(low, high))
-    ticks = "".join(_step_label(step, _LEFT + step * across) for step in _step_ticks(steps))
-    saves = "".join(_mark(_LEFT + step * across) for step in marks)
-    label = f"Loss by step, now {points[-1][2]:.4f} on average"
-    return (
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">'
-        f'{grid}{ticks}{saves}<polyline class="raw" points="{raw}"/>'
-        f'<polyline class="smooth" points="{smooth}"/></svg>'
-    )
+    ticks = "".join(_step_label(step, _across(step, steps)) for step in _step_ticks(steps))
+    return place, grid + ticks
+
+
+def _across(step: float, steps: int) -> float:
+    return _LEFT + step * (_WIDTH - _LEFT - _RIGHT) / steps
 
 
 def _range(points: Sequence[Point]) -> tuple[float, float]:

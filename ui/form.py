@@ -93,9 +93,7 @@ class Form(Generic[Tree]):
     def check(self, **raw: object) -> list[Verdict]:
         """For each component in order whether its value will do, and the sentence to show at it."""
         applying = dict(self._applying(raw))
-        return [
-            _verdict(self.leaves[key], raw[key]) if key in applying else _VALID for key in self.components
-        ]
+        return [_verdict(self.leaves[key], raw[key]) if key in applying else VALID for key in self.components]
 
     def sound(self, raw: Mapping[str, object]) -> dict[str, object]:
         """The part of what a browser has kept (key -> value) that the components may still hold."""
@@ -150,7 +148,7 @@ def label_of(leaf: Leaf) -> str:
     return leaf.label
 
 
-_VALID: Verdict = gr.validate(True, "")
+VALID: Verdict = gr.validate(True, "")
 # No minimum, maximum or precision at the numbers: Gradio would round or refuse in words of its own.
 _WIDGETS: dict[type, Callable[[Any, dict[str, Any]], Component]] = {  # Any: gradio's keyword arguments
     bool: lambda value, common: gr.Checkbox(value, **common),
@@ -192,7 +190,7 @@ def _verdict(leaf: Leaf, value: object) -> Verdict:
         coerce(leaf, value)
     except ConfigError as error:
         return _invalid(error.hint)
-    return _VALID
+    return VALID
 
 
 def _invalid(words: str) -> Verdict:

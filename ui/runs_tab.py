@@ -10,6 +10,7 @@ from gradio.blocks import Block
 from sdlora.service.progress import RunView
 from sdlora.service.studio import Studio
 from ui.chart import loss_curve
+from ui.compare import Compare
 from ui.handling import told
 from ui.markup import code, duration, empty, facts, file_url, note, size, when
 from ui.widget import widget
@@ -29,7 +30,7 @@ class RunsTab:
         self._layout()
         self.shown = [
             part for part in vars(self).values() if isinstance(part, Block) and part is not self.timer
-        ]
+        ] + self.compare.shown
         self._connect()
 
     def _layout(self) -> None:
@@ -58,6 +59,7 @@ class RunsTab:
                 self.save = gr.Button("Save now", scale=0, min_width=100)
                 self.again = gr.Button("Train again…", elem_id="run-again", scale=0, min_width=120)
                 self.remove = gr.Button("Move to trash", elem_id="run-remove", scale=0, min_width=120)
+        self.compare = Compare(self.studio)
         with gr.Row(equal_height=False, elem_classes="split"):
             with gr.Column(elem_classes="box", min_width=300, scale=5):
                 gr.HTML("<h3>Previews</h3>")
@@ -83,7 +85,9 @@ class RunsTab:
         self.timer.tick(
             told(self.show), [self.chosen, self.seen], self.shown, concurrency_limit=None, **_QUIET
         )
-        self.list.select(told(self._choose), None, self.shown, **_QUIET)
+        for listed in (self.list, self.compare.grid):
+            listed.select(told(self._choose), None, self.shown, **_QUIET)
+        self.compare.connect(self.chosen)
         self.resume.click(told(self._resume), self.chosen, self.shown, **_QUIET)
         self.stop.click(told(self._stop), self.chosen, None, **_QUIET)
         self.preview.click(told(self._preview), self.chosen, None, **_QUIET)
@@ -94,10 +98,11 @@ class RunsTab:
         """The tab as it must look now; next to nothing when the page, which has `seen` a look, shows it."""
         views = self.studio.runs.views()
         view = next((view for view in views if view.name == chosen), views[0] if views else None)
-        look = hashlib.sha256(repr((views, view and view.name)).encode()).hexdigest()
+        name = view.name if view else ""
+        siblings = self.studio.runs.siblings(name) if view else None
+        look = hashlib.sha256(repr((views, name, siblings)).encode()).hexdigest()
         if look == seen:
             return {self.seen: seen}
-        name = view.name if view else ""
         updates: Updates = {
             self.seen: look,
             self.chosen: name,
@@ -110,6 +115,7 @@ class RunsTab:
             updates |= {
                 self.settings: code(self.studio.runs.config_text(name), name=f"{name}.toml"),
                 self.log: self.studio.runs.log(name),
+                **self.compare.show(siblings, name),
             }
         return updates
 

@@ -1,6 +1,7 @@
 """Train: what is taught, by which recipe, and what it will take; one button starts it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from sdlora.errors import ModelAbsent, SdloraError
 from sdlora.options import build, flatten, from_toml, to_toml
 from sdlora.presets import MODEL, PRESETS, SUBJECT, Preset, preset
 from sdlora.service.studio import Studio, TrainPlan, Verdict
-from ui.form import Form
+from ui.form import VALID, Form
 from ui.handling import told
-from ui.markup import code, duration, facts, failure, note, size
+from ui.markup import chips, code, duration, facts, failure, note, size
+from ui.several import Several
 
 Updates = dict[Any, Any]  # Any: gradio's components and their updates
 
@@ -39,11 +41,14 @@ class TrainTab:
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
         self.form = Form(TrainConfig, sources=_sources(studio))
+        self.several = Several(studio, self.form)
         self._layout()
         for component, update in self.choose(_FIRST, "style", "builtin").items():
             component.value = update["value"]
         self.checked = [self.plan, self.start, self.toml]
+        self.inputs = {**self.form.components, **self.several.components}
         self.form.connect()
+        self.several.connect()
         self._connect()
 
     @property
@@ -56,11 +61,17 @@ class TrainTab:
         """Everything that a run's settings or a dataset change here."""
         return [*self.form.components.values(), *self.checked]
 
+    @property
+    def sourced(self) -> list[Any]:  # Any: gradio's components
+        """Everything that offers or shows what lies on this machine."""
+        return list(self.inputs.values())
+
     def _layout(self) -> None:
         with gr.Row(elem_classes="split", equal_height=False):
             with gr.Column(scale=8, min_width=330):
                 self._what()
                 self._recipe()
+                self.several.draw()
                 self._advanced()
             with gr.Column(scale=5, min_width=330, elem_classes="sticky"):
                 self._check()
@@ -110,8 +121,8 @@ class TrainTab:
     def _connect(self) -> None:
         every = self.form.components
         gr.on(
-            [component.change for component in every.values()], told(self.check), None, self.checked,
-            inputs_kwargs=every, trigger_mode="always_last", **_QUIET,
+            [component.change for component in self.inputs.values()], told(self.check), None, self.checked,
+            inputs_kwargs=self.inputs, trigger_mode="always_last", **_QUIET,
         )  # fmt: skip
         gr.on(
             [component.select for component in self.recipe], told(self.choose), self.recipe,
@@ -120,29 +131,44 @@ class TrainTab:
         self.load.upload(told(self._load), self.load, list(every.values()), **_QUIET)
 
     def check(self, **raw: object) -> Updates:
-        """What the run would take, or why it cannot start."""
+        """What the run, or several in one pass, would take, or why it cannot start."""
         try:
-            config = self.form.config(raw)
-            words = self._plan(config) if raw["data.folder"] else _NO_DATASET
+            configs = self.several.configs(raw)
+            words = self._plan(configs) if raw["data.folder"] else _NO_DATASET
         except SdloraError as error:
             return {self.plan: failure(error), self.start: gr.update(interactive=False)}
         return {
             self.plan: words,
-            self.start: gr.update(interactive=bool(raw["data.folder"])),
-            self.toml: code(to_toml(config), name="settings.toml"),
+            self.start: gr.update(
+                value="Start training" if len(configs) == 1 else f"Train these {len(configs)} together",
+                interactive=bool(raw["data.folder"]),
+            ),
+            self.toml: code(to_toml(self.form.config(raw)), name="settings.toml"),
         }
 
-    def _plan(self, config: TrainConfig) -> str:
-        """What the run will take, in words. Raises SdloraError when it cannot start."""
+    def valid(self, **raw: object) -> list[dict[str, Any]]:  # Any: gradio's answers
+        """For each of the `inputs` whether its value will do; what the last ones say is judged by `check`."""
+        return [*self.form.check(**raw), *[VALID] * len(self.several.components)]
+
+    def _plan(self, configs: Sequence[TrainConfig]) -> str:
+        """What the runs will take, in words. Raises SdloraError when they cannot start."""
+        several = len(configs) > 1
         try:
-            plan = self.studio.plan(config)
+            plan = self.studio.plan_together(configs) if several else self.studio.plan(configs[0])
         except ModelAbsent as error:
             return note(error.message, kind="warn", hint="The run downloads it first.")
-        return _told(plan, self.studio.verdict(config, plan), device=self.studio.machine.title)
+        verdict = self.studio.verdict(configs[0], plan)
+        if several and verdict:
+            verdict = replace(verdict, ways=())  # they are told for one run
+        names = _several(configs, plan.memory_bytes) if several else ""
+        return names + _told(plan, verdict, device=self.studio.machine.title)
 
     def begin(self, **raw: object) -> str:
-        """A run with these settings has started; its name."""
-        return self.studio.start(self.form.config(raw))
+        """A run with these settings, or several in one pass, have started; the first one's name."""
+        configs = self.several.configs(raw)
+        if len(configs) > 1:
+            return self.studio.start_together(configs)[0]
+        return self.studio.start(configs[0])
 
     def sources(self, chosen: str | None = None) -> Updates:
         """The datasets and models to choose from as they are now, the dataset called `chosen` chosen."""
@@ -150,6 +176,7 @@ class TrainTab:
             self.form.components[path]: gr.update(choices=found)
             for path, found in _sources(self.studio).items()
         }
+        updates |= self.several.choices(self.studio.datasets.folders())
         if chosen:
             updates[self.form.components["data.folder"]]["value"] = str(self.studio.datasets.folder(chosen))
         return updates
@@ -186,6 +213,12 @@ def _sources(studio: Studio) -> Mapping[str, list[tuple[str, str]]]:
     """Text options whose values are things on this machine."""
     datasets = [(name, str(folder)) for name, folder in studio.datasets.folders().items()]
     return {"data.folder": datasets, "base.model": list(studio.models.names())}
+
+
+def _several(configs: Sequence[TrainConfig], memory: int) -> str:
+    """How many runs there will be, what they need together, and what they will be called."""
+    names = chips(config.output.name for config in configs)
+    return note(f"{len(configs)} runs are trained in one pass, with about {size(memory)} of memory.") + names
 
 
 def _card(preset: Preset) -> str:

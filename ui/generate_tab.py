@@ -99,10 +99,7 @@ class GenerateTab:
                     info="As A1111, Forge and picture sites write them",
                 )  # fmt: skip
                 self.read = gr.Button("Use these settings", elem_id="read-pasted")
-            gr.HTML("<h2>Earlier pictures</h2>")
-            self.history = widget(
-                "gallery", _sheet(self.studio.history.pictures(_HISTORY)), elem_id="history"
-            )
+            self.history = widget("gallery", self._earlier(), elem_id="history")
 
     def _connect(self) -> None:
         form, job = self.form, self.job
@@ -255,7 +252,7 @@ class GenerateTab:
         return updates
 
     def _earlier(self) -> dict[str, object]:
-        return _sheet(self.studio.history.pictures(_HISTORY))
+        return {**_sheet(self.studio.history.pictures(_HISTORY)), "title": "Earlier pictures"}
 
 
 def sides(side: int, aspect: float) -> tuple[int, int]:

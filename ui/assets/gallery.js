@@ -1,4 +1,4 @@
-// value: {items: [{url, file, name, alt, seed ("": not told)}]}
+// value: {title (may lack), items: [{url, file, name, alt, seed ("": not told)}]}
 // events: select {file}: its settings are wanted. (Gradio takes a datum called "path" for an upload.)
 const figure = (item) => h("figure", {},
   h("a", { href: item.url, target: "_blank", rel: "noopener", title: `Open ${item.name}` },
@@ -15,7 +15,7 @@ const draw = () => {
   const signature = JSON.stringify(items);
   if (signature === known) return;
   known = signature;
-  show(items.length > 0 && h("div", { class: `sheet n${Math.min(items.length, 4)}` }, items.map(figure)));
+  show(items.length > 0 && props.value.title && h("h2", {}, props.value.title), items.length > 0 && h("div", { class: `sheet n${Math.min(items.length, 4)}` }, items.map(figure)));
 };
 
 watch("value", draw);

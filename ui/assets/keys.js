@@ -6,6 +6,6 @@ document.addEventListener("keydown", (event) => {
 // Where the picture comes far below the button, as on a telephone, it is brought into sight.
 document.addEventListener("click", (event) => {
   if (innerWidth < 900 && event.target.closest("#generate-go")) setTimeout(() => {
-    document.querySelector("#stage")?.scrollIntoView({ block: "nearest" });
+    document.querySelector("#stage")?.scrollIntoView({ block: "start" });
   }, 700);
 });

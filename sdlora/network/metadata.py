@@ -5,6 +5,7 @@ The names are conventions of the field; all values are texts.
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,13 +70,18 @@ def peft_told(
 ) -> dict[str, float]:
     """What PEFT's configuration (of one component) says of a layer beside its tensors (suffix -> shape).
 
-    The alpha of LoRA, the side of (IA)3, the terms of OFT's series. Raises AdapterError for OFT in a form
-    that is not read.
+    The alpha of LoRA, LoHa and LoKr, the side of (IA)3, the terms of OFT's series. Raises AdapterError for
+    forms that are not read.
     """
     told: dict[str, float] = {}
-    if rank := next(iter(shapes.get("lora_down.weight", ())), 0):
-        alpha = _alpha(config, path, rank)
-        told |= {} if alpha is None else {"alpha": alpha}
+    for suffix, key in _RANKED.items():
+        if rank := next(iter(shapes.get(suffix, ())), 0):
+            alpha = _alpha(config, path, rank, key=key)
+            told |= {} if alpha is None else {"alpha": alpha}
+            break
+    whole = {"lokr_w1", "lokr_w2"} <= shapes.keys() and "alpha" not in shapes
+    if whole and "alpha" in config and config["alpha"] != config.get("r"):
+        raise AdapterError("PEFT's LoKr of whole matrices is only read where its alpha is its rank.")
     if "ia3_l" in shapes and isinstance(inner := config.get("feedforward_modules"), list):
         told["on_input"] = float(any(isinstance(name, str) and _suffix_of(path, name) for name in inner))
     if "oft_R.weight" in shapes:
@@ -88,10 +94,30 @@ def peft_told(
     return told
 
 
-def _alpha(config: Mapping[str, Any], path: str, rank: int) -> float | None:  # Any: parsed JSON
-    alpha = config.get("lora_alpha")
+# the tensor that has the rank first, and PEFT's name of its alpha
+_RANKED = {
+    "lora_down.weight": "lora_alpha",
+    "hada_w1_b": "alpha",
+    "lokr_w2_b": "alpha",
+    "lokr_w1_b": "alpha",
+}
+
+
+def _alpha(
+    config: Mapping[str, Any],  # Any: parsed JSON
+    path: str,
+    rank: int,
+    *,
+    key: str,
+) -> float | None:
+    alpha = config.get(key)
     patterns = config.get("alpha_pattern")
     if isinstance(patterns, dict):
+        for pattern in patterns:
+            if re.search(r"[*+?()\[\]{}|$]", pattern):
+                raise AdapterError(
+                    f"PEFT's alpha_pattern {pattern[:80]} is an expression, and only names are read."
+                )
         alpha = next((a for pattern, a in patterns.items() if _suffix_of(path, pattern)), alpha)
     if not isinstance(alpha, (int, float)):
         return None

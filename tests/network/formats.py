@@ -164,8 +164,9 @@ def _dotted_sgm(path: str) -> str:
 
 
 _READ_ONLY = """
-PEFT's rank and alpha come from the header's `lora_adapter_metadata` or an `adapter_config.json` beside the
-file; its `rank_pattern` and `alpha_pattern` are compared as names, not run as expressions.
+PEFT's rank and alpha (of LoRA, LoHa and LoKr) come from the header's `lora_adapter_metadata` or an
+`adapter_config.json` beside the file; its `rank_pattern` and `alpha_pattern` are compared as
+names; expressions are refused.
 
 ## Read only
 """
@@ -205,13 +206,17 @@ text encoders of the base, or it is listed as unmatched. `tests/network/test_pef
 
 Pickles, web pages and damaged files under a safetensors name; files for another base family, which is told
 from layers and shapes; a tensor that is there twice; files none of whose keys names a layer of the base;
-PEFT's constrained OFT (`coft`). Keys of no known form are counted and listed, never passed over.
+PEFT's constrained OFT (`coft`), and its
+LoKr of whole matrices whose alpha is not its rank.
+Keys of no known form are counted and listed, never passed over.
 
 ## What is written
 
 kohya's keys with `.alpha` in fp32 (SDXL in sgm block names), or PEFT's with `lora_adapter_metadata`; `ss_*`,
-`modelspec.*`, `sshs_model_hash` and `sshs_legacy_hash` in the header. Tensors and texts are sorted, so that
-equal adapters are equal files. Every file is read back and compared before it takes its name.
+`modelspec.*` (a small thumbnail too), `sshs_model_hash` and `sshs_legacy_hash` in the header.
+Tensors and texts are sorted, so that equal adapters are equal files.
+Every file is read back and compared before it takes its name. Beside a run's
+adapter lie A1111's `NAME.json` and `NAME.preview.png`; those of others are never replaced.
 """
 
 if __name__ == "__main__":

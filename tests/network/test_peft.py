@@ -7,12 +7,13 @@ from typing import Any, cast
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, OFTConfig, PeftConfig, get_peft_model
+from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftConfig, get_peft_model
 from torch import nn
 
 from sdlora.contracts import Family
 from sdlora.errors import AdapterError
 from sdlora.network.codec import AdapterFile
+from sdlora.network.metadata import peft_told
 from sdlora.network.stack import Entry, stacked
 from tests.network import oracle
 
@@ -21,6 +22,8 @@ CONFIGS: dict[str, PeftConfig] = {
     "lora": LoraConfig(r=3, lora_alpha=5, target_modules=TARGETS, use_rslora=True, alpha_pattern={"to_k": 2}),
     "dora": LoraConfig(r=3, lora_alpha=5, target_modules=TARGETS, use_dora=True),
     "ia3": IA3Config(target_modules=TARGETS, feedforward_modules=["ff.net.2", "conv1"]),
+    "loha": LoHaConfig(r=4, alpha=3, target_modules=TARGETS),
+    "lokr": LoKrConfig(r=1, alpha=3, decompose_both=True, decompose_factor=8, target_modules=TARGETS),
     "oft": OFTConfig(oft_block_size=4, target_modules=TARGETS),
     "oft of seven terms": OFTConfig(oft_block_size=4, target_modules=TARGETS, num_cayley_neumann_terms=7),
     "oft by Cayley": OFTConfig(oft_block_size=4, target_modules=TARGETS, use_cayley_neumann=False),
@@ -49,7 +52,7 @@ def written(config: PeftConfig, folder: Path) -> tuple[Path, dict[str, torch.Ten
     model = get_peft_model(base(), copy.deepcopy(config))
     draw = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
-        if any(mark in name for mark in ("lora_", "ia3_l", "oft_R")):
+        if any(mark in name for mark in ("lora_", "ia3_l", "oft_R", "hada_", "lokr_")):
             parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=draw))
     model.save_pretrained(folder)
     merged = model.merge_and_unload()
@@ -80,3 +83,10 @@ def test_what_peft_alone_could_tell_is_asked_for(tmp_path: Path) -> None:
     path, _ = written(OFTConfig(oft_block_size=4, target_modules=TARGETS, coft=True), tmp_path / "c")
     with pytest.raises(AdapterError, match="coft"):
         AdapterFile.open(path).resolve(family(base()))
+
+
+def test_what_pefts_configuration_says_in_another_way_is_refused() -> None:
+    with pytest.raises(AdapterError, match="is an expression"):
+        peft_told({"lora_alpha": 3, "alpha_pattern": {".*to_k": 1}}, "a.to_k", {"lora_down.weight": (4, 8)})
+    with pytest.raises(AdapterError, match="whole matrices"):
+        peft_told({"alpha": 3, "r": 4}, "a.to_k", {"lokr_w1": (2, 2), "lokr_w2": (4, 4)})

@@ -1,4 +1,4 @@
-"""What mixing costs on SDXL: a step with constant and with changing adapters, a switch, loading, merging.
+"""What mixing costs on SDXL: a step with constant, changing, regional adapters, a switch, loading, merging.
 
     python benchmarks/mixing/mixing.py [--device cuda] [--size sdxl|tiny] [--output results.json]
 
@@ -125,6 +125,10 @@ def steps(base: Base, files: list[Path], size: dict, *, repeats: int) -> dict[st
         for count in COUNTS:
             rows[f"constant {count}"] = tuple(Entry(file, 0.5) for file in files[:count])
             rows[f"changing {count}"] = tuple(Entry(file, 0.5, change=RISING) for file in files[:count])
+            rows[f"in regions {count}"] = tuple(
+                Entry(file, 0.5, change=Change(box=box))
+                for file, box in zip(files, strips(count), strict=False)
+            )
         for name, entries in rows.items():
             patch = Patch(base, cache=cache)
             with mixed(base, entries, latent_size=(size["side"],) * 2, patch=patch) as mix:
@@ -136,6 +140,11 @@ def steps(base: Base, files: list[Path], size: dict, *, repeats: int) -> dict[st
                 found.setdefault(name, []).extend(times(at_step, base.device, repeats=repeats))
             patch.restore()
     return {name: statistics.median(row) for name, row in found.items()}
+
+
+def strips(count: int) -> list[tuple[float, float, float, float]]:
+    """The picture cut into upright parts of equal width."""
+    return [(n / count, 0.0, (n + 1) / count, 1.0) for n in range(count)]
 
 
 def switching(base: Base, files: list[Path], *, repeats: int) -> dict[str, float]:

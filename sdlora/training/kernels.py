@@ -1,4 +1,4 @@
-"""Two parts of a UNet as Triton kernels of our own: group normalisation and GEGLU.
+"""Two parts of a UNet as Triton kernels of our own: group normalisation, with SiLU after it, and GEGLU.
 
 Between matrix products a UNet moves memory. torch normalises groups in channels-first memory only, which
 turns every picture around twice where convolutions want channels last, and GEGLU passes the memory four times
@@ -10,7 +10,7 @@ Shapes: B batch, C channels, G groups, P places of a picture, N rows, D features
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, nn
 
 # One form of every kernel serves all shapes: to compile each anew would take half a minute.
 _ROWS, _COLUMNS = 32, 128  # places and channels that a program holds at once
@@ -19,15 +19,34 @@ _PROGRAMS = 528  # that keep every multiprocessor of today's cards busy
 _MANY = 1024  # values of GEGLU that a program makes
 
 
-class GroupNorm(torch.autograd.Function):
-    """(x - mean) / std * weight + bias over groups of channels: Wu & He 2018, eq. 1-2.
+def group_norm(x: Tensor, norm: nn.GroupNorm, *, silu: bool) -> Tensor:
+    """What `norm` answers to x [B,C,H,W], or SiLU of that, in channels-last memory."""
+    out: Tensor = _GroupNorm.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)  # type: ignore[no-untyped-call]  # torch's gap
+    return out
 
-    x [B,C,H,W] in any layout -> the same in channels-last memory; sums in fp32. `weight` and `bias` [C] are
-    frozen and get no gradient.
+
+def geglu(both: Tensor) -> Tensor:
+    """value * gelu(gate) of both halves of the last dimension: Shazeer 2020, eq. 6. [...,2D] -> [...,D]."""
+    out: Tensor = _GeGlu.apply(both)  # type: ignore[no-untyped-call]  # as above
+    return out
+
+
+def geglu_slope(both: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient of `both` [...,2D] for that of what `geglu` made of it [...,D]."""
+    gradient, out = gradient.contiguous(), torch.empty_like(both)
+    _geglu_back[_rows(gradient)](both, gradient, out, gradient.shape[-1], _MANY)
+    return out
+
+
+class _GroupNorm(torch.autograd.Function):
+    """(x - mean) / std * weight + bias over groups of channels, and if asked SiLU of that.
+
+    Wu & He 2018, eq. 1-2. x [B,C,H,W] in any layout -> the same in channels-last memory; sums in fp32.
+    `weight` and `bias` [C] are frozen and get no gradient.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         shape = _Shape(x, groups)
         partial = x.new_empty(shape.batch, shape.parts, 2, shape.channels, dtype=torch.float32)
@@ -35,28 +54,26 @@ class GroupNorm(torch.autograd.Function):
         _moments[shape.grid](x, partial, *shape.sizes)
         _merge_moments[(shape.batch, groups)](x, partial, stats, eps, *shape.merging)
         out = torch.empty_like(x)
-        _normalise[shape.grid](x, stats, weight, bias, out, *shape.sizes)
-        ctx.save_for_backward(x, weight, stats)
-        ctx.groups = groups
+        _normalise[shape.grid](x, stats, weight, bias, out, *shape.sizes, silu)
+        ctx.save_for_backward(x, weight, bias, stats)
+        ctx.groups, ctx.silu = groups, silu
         return out
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        x, weight, stats = ctx.saved_tensors
+        x, weight, bias, stats = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         shape = _Shape(x, ctx.groups)
         partial = torch.empty_like(stats.new_empty(shape.batch, shape.parts, 2, shape.channels))
         sums = torch.empty_like(stats)
-        _products[shape.grid](x, gradient, stats, partial, *shape.sizes)
+        _products[shape.grid](x, gradient, stats, weight, bias, partial, *shape.sizes, ctx.silu)
         _merge_products[(shape.batch, ctx.groups)](partial, weight, sums, *shape.merging)
         out = torch.empty_like(x)
-        _denormalise[shape.grid](x, gradient, stats, sums, weight, out, *shape.sizes)
-        return out, None, None, None, None
+        _denormalise[shape.grid](x, gradient, stats, sums, weight, bias, out, *shape.sizes, ctx.silu)
+        return out, None, None, None, None, None
 
 
-class GeGlu(torch.autograd.Function):
-    """value * gelu(gate) of both halves of the last dimension: Shazeer 2020, eq. 6. [...,2D] -> [...,D]."""
-
+class _GeGlu(torch.autograd.Function):
     @staticmethod
     def forward(ctx, both: Tensor) -> Tensor:
         both = both.contiguous()
@@ -67,11 +84,7 @@ class GeGlu(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        (both,) = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        out = torch.empty_like(both)
-        _geglu_back[_rows(gradient)](both, gradient, out, gradient.shape[-1], _MANY)
-        return out
+        return geglu_slope(ctx.saved_tensors[0], gradient)
 
 
 class _Shape:
@@ -89,7 +102,7 @@ class _Shape:
 
 
 def fits(channels: int, groups: int) -> bool:
-    """Whether `GroupNorm` takes pictures of so many channels and groups."""
+    """Whether `group_norm` takes pictures of so many channels and groups."""
     return channels // groups <= _COLUMNS
 
 
@@ -159,10 +172,18 @@ def _merge_moments(
     tl.store(stats + 1, 1.0 / tl.sqrt(spread / number + eps))
 
 
+@triton.jit
+def _silu_slope(value):
+    """The derivative of value * sigmoid(value)."""
+    open = tl.sigmoid(value)
+    return open * (1.0 + value * (1.0 - open))
+
+
 @triton.jit(do_not_specialize=("places", "groups", "each"))
 def _normalise(
-    x, stats, weight, bias, out, places, channels, groups, each, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+    x, stats, weight, bias, out,
+    places, channels, groups, each, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SILU: tl.constexpr,
+):  # fmt: skip
     batch, part = tl.program_id(0), tl.program_id(1)
     column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < channels
@@ -178,13 +199,16 @@ def _normalise(
         at = offset + row[:, None] * channels + column[None, :]
         value = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
         value = (value - mean[None, :]) * scale[None, :] + shift[None, :]
+        if SILU:
+            value *= tl.sigmoid(value)
         tl.store(out + at, value.to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit(do_not_specialize=("places", "groups", "each"))
 def _products(
-    x, slope, stats, partial, places, channels, groups, each, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+    x, slope, stats, weight, bias, partial,
+    places, channels, groups, each, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SILU: tl.constexpr,
+):  # fmt: skip
     """Sums of the gradient, and of it times the normalised value, of every channel over a part."""
     batch, part = tl.program_id(0), tl.program_id(1)
     column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
@@ -192,6 +216,8 @@ def _products(
     stats += (batch * groups + column // (channels // groups)) * 2
     mean = tl.load(stats, mask=inside, other=0.0)
     root = tl.load(stats + 1, mask=inside, other=0.0)
+    factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    shift = tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
     total = tl.zeros((COLUMNS,), tl.float32)
     product = tl.zeros((COLUMNS,), tl.float32)
     offset = batch.to(tl.int64) * places * channels
@@ -199,10 +225,12 @@ def _products(
         row = (part * each + tile) * ROWS + tl.arange(0, ROWS)
         there = (row < places)[:, None] & inside[None, :]
         at = offset + row[:, None] * channels + column[None, :]
-        value = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
+        value = (tl.load(x + at, mask=there, other=0.0).to(tl.float32) - mean[None, :]) * root[None, :]
         change = tl.load(slope + at, mask=there, other=0.0).to(tl.float32)
+        if SILU:
+            change *= _silu_slope(value * factor[None, :] + shift[None, :])
         total += tl.sum(change, 0)
-        product += tl.sum(change * (value - mean[None, :]) * root[None, :], 0)
+        product += tl.sum(change * value, 0)
     partial += ((batch * tl.num_programs(1) + part) * 2) * channels + column
     tl.store(partial, total, mask=inside)
     tl.store(partial + channels, product, mask=inside)
@@ -235,8 +263,8 @@ def _merge_products(
 
 @triton.jit(do_not_specialize=("places", "groups", "each"))
 def _denormalise(
-    x, slope, stats, sums, weight, out,
-    places, channels, groups, each, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    x, slope, stats, sums, weight, bias, out,
+    places, channels, groups, each, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """(gradient * weight - its mean - normalised * mean of both) / std."""
     batch, part = tl.program_id(0), tl.program_id(1)
@@ -248,6 +276,7 @@ def _denormalise(
     total = tl.load(sums + group, mask=inside, other=0.0)
     product = tl.load(sums + group + 1, mask=inside, other=0.0)
     factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    shift = tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
     offset = batch.to(tl.int64) * places * channels
     for tile in range(each):
         row = (part * each + tile) * ROWS + tl.arange(0, ROWS)
@@ -255,6 +284,8 @@ def _denormalise(
         at = offset + row[:, None] * channels + column[None, :]
         value = (tl.load(x + at, mask=there, other=0.0).to(tl.float32) - mean[None, :]) * root[None, :]
         change = tl.load(slope + at, mask=there, other=0.0).to(tl.float32) * factor[None, :]
+        if SILU:
+            change *= _silu_slope(value * factor[None, :] + shift[None, :])
         value = (change - total[None, :] - value * product[None, :]) * root[None, :]
         tl.store(out + at, value.to(out.dtype.element_ty), mask=there)
 

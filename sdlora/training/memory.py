@@ -5,11 +5,13 @@ the forward pass of one step runs there: what autograd keeps for the backward pa
 the kind of adapter and its options are. A run has three phases, and needs what the hungriest does:
 
     encoding    VAE + adapters + PIXEL_ENCODED * pixels
-    steps       UNet [+ text encoders] + adapters + KEPT * activations + INSIDE * recomputed block + WORKSPACE
+    steps       UNet [+ text encoders] + adapters [+ copies]
+                + KEPT * activations + INSIDE * recomputed block + WORKSPACE
     previews    steps + VAE + PIXEL_DECODED * pixels
 
-where adapters are (value, gradient, two moments[, average][, copy for the layers]) and pixels are those of
-one picture. `benchmarks/memory/fit.py` fits the constants to measured runs.
+where adapters are (value, gradient, two moments[, average][, copy for the layers]), copies of them are there
+while a step is captured, and pixels are those of one picture. `benchmarks/memory/fit.py` fits the constants
+to measured runs.
 """
 
 import contextlib
@@ -35,13 +37,14 @@ from sdlora.families import FAMILIES
 from sdlora.loading import ModelInfo
 from sdlora.network.attach import Network, attached, create
 from sdlora.residence import text_encoders
+from sdlora.training.fused import fused
 from sdlora.training.recompute import blocks
 
-KEPT = 1.11  # bytes that a kept byte takes
-INSIDE = 2.05  # the same of a block that is computed again, whose gradients are there at the same time
-WORKSPACE = 0.10e9  # bytes that libraries take for themselves
-PIXEL_ENCODED = 5110  # bytes a pixel of a picture, which is encoded in fp32
-PIXEL_DECODED = 4850  # and decoded in 16 bit
+KEPT = 1.10  # bytes that a kept byte takes
+INSIDE = 2.65  # the same of a block that is computed again, whose gradients are there at the same time
+WORKSPACE = 0.16e9  # bytes that libraries take for themselves
+PIXEL_ENCODED = 3770  # bytes a pixel of a picture, which is encoded in fp32
+PIXEL_DECODED = 4990  # and decoded in 16 bit
 
 PROCESS = 0.95e9  # bytes that CUDA takes of the GPU for a process
 RUNTIME = 0.4e9  # bytes that a process with torch takes of the machine
@@ -65,6 +68,7 @@ class Setting:
     storage: str = "full"
     offload: bool = False
     fused: bool = False  # whether kernels of our own run
+    captured: bool = False
     checkpointing: bool = False
     averaged: bool = False
     previews: bool = True
@@ -76,13 +80,15 @@ class Counted:
 
     `held` are the weights that the steps need, `learned` adapters with all that the optimizer has for them;
     `kept` is kept from forward to backward, `inside` is the most that a recomputed block keeps meanwhile.
-    `waiting` are weights that the steps do not need.
+    `copied` are copies of what a step changes, which are there while it is captured. `waiting` are weights
+    that the steps do not need.
     """
 
     held: int
     waiting: int
     vae: int
     learned: int
+    copied: int
     kept: int
     inside: int
     pixels: int
@@ -96,7 +102,7 @@ class Counted:
     @property
     def steps(self) -> float:
         """Bytes while the adapters learn."""
-        return self.held + self.learned + KEPT * self.kept + INSIDE * self.inside + WORKSPACE
+        return self.held + self.learned + self.copied + KEPT * self.kept + INSIDE * self.inside + WORKSPACE
 
     @property
     def drawing(self) -> float:
@@ -126,7 +132,7 @@ def count(info: ModelInfo, setting: Setting) -> Counted:
     texts = text_encoders(family) if trains_text else ()
     kept, inside = _activations(family, working, setting, trains_text=trains_text)
     # value, gradient, two moments[, average]; a gradient on its way and what the layers compute with
-    learned = _bytes(network) * (5 if setting.averaged else 4)
+    learned = copied = _bytes(network) * (5 if setting.averaged else 4)
     if working is not network:
         learned += _bytes(network) + _bytes(working)
     return Counted(
@@ -134,6 +140,7 @@ def count(info: ModelInfo, setting: Setting) -> Counted:
         waiting=sum(_bytes(each) for name, each in family.networks.items() if name not in ("unet", *texts)),
         vae=_bytes(family.networks["vae"]),
         learned=learned,
+        copied=copied if setting.captured else 0,
         kept=kept,
         inside=inside,
         pixels=setting.side**2,
@@ -170,7 +177,7 @@ def _activations(family: Family, network: Network, setting: Setting, *, trains_t
         stack.enter_context(_FusedAttention())
         stack.enter_context(attached(family, network))
         if setting.fused:
-            stack.enter_context(_gated_apart(family.components["unet"]))
+            stack.enter_context(fused(family.components["unet"], _Keeping()))
         if setting.checkpointing:
             stack.enter_context(kept.inside_apart(blocks(family.components["unet"])))
         stack.enter_context(kept.counting())
@@ -229,13 +236,16 @@ class _Kept:
     @contextmanager
     def inside_apart(self, blocks: Sequence[nn.Module]) -> Iterator[None]:
         """Inside, these blocks keep what they are given; the rest counts for the largest block alone."""
+        before = [vars(block).get("forward") for block in blocks]
         try:
             for block in blocks:
                 block.forward = self._apart(block.forward)
             yield
         finally:
-            for block in blocks:
+            for block, forward in zip(blocks, before, strict=True):
                 vars(block).pop("forward", None)
+                if forward is not None:
+                    block.forward = forward
 
     def _apart(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def forward_apart(*inputs: object, **named: object) -> Tensor:
@@ -251,29 +261,32 @@ class _Kept:
         return forward_apart
 
 
-@contextmanager
-def _gated_apart(unet: nn.Module) -> Iterator[None]:
-    """Inside, every GEGLU keeps what our own kernel keeps."""
-    gates = [module for module in unet.modules() if type(module).__name__ == "GEGLU"]
-    try:
-        for gate in gates:
-            gate.forward = functools.partial(_gated, gate)
-        yield
-    finally:
-        for gate in gates:
-            vars(gate).pop("forward")
+class _Keeping:
+    """Kernels that keep what our own keep for the backward pass, and compute nothing."""
+
+    def fits(self, channels: int, groups: int) -> bool:
+        return True
+
+    def group_norm(self, x: Tensor, norm: nn.GroupNorm, *, silu: bool) -> Tensor:
+        return _kept(x, x.shape)
+
+    def geglu(self, both: Tensor) -> Tensor:
+        return _kept(both, (*both.shape[:-1], both.shape[-1] // 2))
+
+    def geglu_slope(self, both: Tensor, gradient: Tensor) -> Tensor:
+        return torch.empty_like(both)
 
 
-def _gated(gate: nn.Module, x: Tensor) -> Tensor:
-    out: Tensor = _Gated.apply(gate.get_submodule("proj")(x))  # type: ignore[no-untyped-call]  # torch's gap
+def _kept(x: Tensor, shape: Sequence[int]) -> Tensor:
+    out: Tensor = _Kernel.apply(x, shape)  # type: ignore[no-untyped-call]  # torch's gap
     return out
 
 
-class _Gated(torch.autograd.Function):
+class _Kernel(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, both: Tensor) -> Tensor:  # Any: torch's contexts are untyped
-        ctx.save_for_backward(both)
-        return both.new_empty(*both.shape[:-1], both.shape[-1] // 2)
+    def forward(ctx: Any, x: Tensor, shape: Sequence[int]) -> Tensor:  # Any: torch's contexts are untyped
+        ctx.save_for_backward(x)
+        return x.new_empty(*shape)
 
 
 class _FusedAttention(TorchFunctionMode):

@@ -4,6 +4,7 @@ What is given up on the way changes how long a step takes, and not what it learn
 """
 
 import contextlib
+import gc
 import importlib.util
 import statistics
 from collections import deque
@@ -131,6 +132,7 @@ class Runner:
         self._captured = None
         self._changes.close()
         self.session.train_step.forget()
+        gc.collect()  # the frames of a failure refer to one another, and hold on to what they computed
         runtime.release(self.machine.device)
         if self._compiling:
             self._changes.enter_context(unpacked_twice(unet))

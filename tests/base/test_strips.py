@@ -35,21 +35,27 @@ def test_afterwards_nothing_is_left(tiny_sd1: TinyModel) -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_large_pictures_need_less_memory(tiny_sd1: TinyModel) -> None:
-    autoencoder, peaks, latents = tiny_sd1.family.autoencoder, [], []
-    vae = autoencoder.vae
+def test_on_a_gpu_large_pictures_need_less_memory(
+    tiny_sd1: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    autoencoder = tiny_sd1.family.autoencoder
     pixels = torch.rand(1, 3, 1024, 1024, device="cuda") * 2 - 1
+    ways = (lambda: autoencoder.encode(pixels), lambda: _plainly(autoencoder, pixels))
     try:
-        vae.cuda()
-        for encode in (lambda: autoencoder.encode(pixels), lambda: _plainly(autoencoder, pixels)):
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            latents.append(encode().cpu())
-            peaks.append(torch.cuda.max_memory_reserved())
+        autoencoder.vae.cuda()
+        assert _peak(ways[0]) < _peak(ways[1])
+        # convolutions of strips may be others, which round to 10 bits of mantissa, each in its own way
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        assert torch.allclose(*(encode() for encode in ways), atol=1e-4)
     finally:
-        vae.cpu()
-    assert torch.allclose(*latents, atol=1e-4)
-    assert peaks[0] < peaks[1]
+        autoencoder.vae.cpu()
+
+
+def _peak(work) -> int:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return torch.cuda.max_memory_reserved()
 
 
 @torch.no_grad()

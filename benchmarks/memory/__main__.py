@@ -24,7 +24,7 @@ from safetensors import safe_open
 
 from benchmarks.memory.grid import Point, grid
 from benchmarks.speed import families
-from sdlora import options, runtime
+from sdlora import cli, options, runtime
 from sdlora.config import TrainConfig
 from sdlora.contracts import Family
 from sdlora.events import Event, Notice, StepDone
@@ -276,6 +276,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="steps of the full-size runs")
     parser.add_argument("--brief", action="store_true", help="two points of the grid only, to try it out")
     arguments = parser.parse_args()
+    cli.prepare()
     table = Table(arguments.output / "memory-points.json", Runtime.choose(arguments.device))
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SDLORA_HOME"] = folder

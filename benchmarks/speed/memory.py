@@ -22,6 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.speed import families, reference, run  # the path above comes first
+from sdlora import cli
 from sdlora.contracts import Family
 from sdlora.events import Event, Phase
 from sdlora.residence import present
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--output", type=Path, default=Path("."))
     arguments = parser.parse_args()
+    cli.prepare()
     machine, rows = Runtime.choose("cuda"), []
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.bases:

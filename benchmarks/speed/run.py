@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.speed import families, reference  # the path above comes first
-from sdlora import options, runtime
+from sdlora import cli, options, runtime
 from sdlora.config import TrainConfig
 from sdlora.contracts import Family
 from sdlora.events import Event, Notice, StepDone
@@ -33,8 +33,10 @@ from sdlora.loading import load_family
 from sdlora.residence import present
 from sdlora.runtime import Runtime
 from sdlora.training.loop import Loop
+from sdlora.training.results import Clock
 from sdlora.training.run import Run
 from sdlora.training.session import Session
+from sdlora.training.together import Team
 from tests.pictures import draw
 
 WARM_UP = 20
@@ -62,6 +64,63 @@ def ours(
     **changes: object,
 ) -> Row:
     """A whole run of ours on the loaded family."""
+    run = new_run(family, machine, folder, **changes)
+    watch = Watch(run, on_event)
+    forget_peaks(machine.device)
+    begin = time.time()
+    with run.locked(), runtime.kernels(deterministic=run.config.loop.deterministic):
+        session = Session.begin(run, machine, family=family, last=None, tell=watch.tell)
+        Loop(session, machine).go()
+    return watch.row(what, machine, begin)
+
+
+def together(
+    family: Family, machine: Runtime, folder: Path, what: str, *, count: int, **changes: object
+) -> Row:
+    """So many whole runs of ours in one pass, each with a seed of its own. `images_per_second` is of all."""
+    runs = [new_run(family, machine, folder, loop__seed=seed, **changes) for seed in range(count)]
+    watches = [Watch(run) for run in runs]
+    forget_peaks(machine.device)
+    begin = time.time()
+    with runtime.kernels(deterministic=runs[0].config.loop.deterministic):
+        sessions = [
+            Session.begin(run, machine, family=family, last=None, tell=watch.tell)
+            for run, watch in zip(runs, watches, strict=True)
+        ]
+        clock = Clock()
+        Team([Loop(session, machine, clock=clock) for session in sessions], machine).go()
+    row = watches[0].row(what, machine, begin)
+    return replace(row, images_per_second=row.images_per_second * count)
+
+
+class Watch:
+    """What became of a run: it is recorded as always, and looked at."""
+
+    def __init__(self, run: Run, on_event: Callable[[Event], None] = lambda event: None) -> None:
+        self.run = run
+        self._on_event = on_event
+        self._done: list[StepDone] = []
+        self._notices: list[str] = []
+
+    def tell(self, event: Event) -> None:
+        self.run.report(event)
+        self._on_event(event)
+        if isinstance(event, StepDone):
+            self._done.append(event)
+        elif isinstance(event, Notice):
+            self._notices.append(event.text)
+
+    def row(self, what: str, machine: Runtime, begin: float) -> Row:
+        """The run, which began at that time."""
+        loop = self.run.config.loop
+        rate = rate_of([event.seconds for event in self._done])
+        images = rate * loop.batch_size * loop.accumulate
+        memory = machine.peak_bytes() / 2**30
+        return Row(what, rate, images, memory, self._done[0].time - begin, "; ".join(self._notices))
+
+
+def new_run(family: Family, machine: Runtime, folder: Path, **changes: object) -> Run:
+    """A run on the family's pictures; `changes` win."""
     values = {
         "data.folder": str(folder / f"pictures-{family.native_size}"),
         "data.captions.dropout": 0.0,
@@ -75,27 +134,7 @@ def ours(
         "loop.precision": machine.precision,
     }
     values |= {name.replace("__", "."): value for name, value in changes.items()}
-    run = Run.create(options.build(TrainConfig, values), folder / "runs")
-    done: list[StepDone] = []
-    notices: list[str] = []
-
-    def tell(event: Event) -> None:
-        run.report(event)
-        on_event(event)
-        if isinstance(event, StepDone):
-            done.append(event)
-        elif isinstance(event, Notice):
-            notices.append(event.text)
-
-    forget_peaks(machine.device)
-    begin = time.time()
-    with run.locked(), runtime.kernels(deterministic=run.config.loop.deterministic):
-        session = Session.begin(run, machine, family=family, last=None, tell=tell)
-        Loop(session, machine).go()
-    rate = rate_of([event.seconds for event in done])
-    images = rate * run.config.loop.batch_size * run.config.loop.accumulate
-    memory = machine.peak_bytes() / 2**30
-    return Row(what, rate, images, memory, done[0].time - begin, "; ".join(notices))
+    return Run.create(options.build(TrainConfig, values), folder / "runs")
 
 
 def theirs(family: Family, what: str, *, batch: int, steps: int) -> Row:
@@ -156,6 +195,9 @@ def measure(name: str, machine: Runtime, folder: Path, *, steps: int, rounds: in
         for title in filter(lambda title: re.search(wanted, title), kinds):
             changes = kinds[title]
             keep(rows, ours(family, machine, folder, f"{name} {title}", loop__steps=steps, **changes))
+        if name != "sdxl" and re.search(wanted, "four runs together"):
+            title = f"{name} four runs together"
+            keep(rows, together(family, machine, folder, title, count=4, loop__steps=steps))
         if machine.device.type == "cuda" and re.search(wanted, "batch 1 uncaptured"):
             slow = {"loop__capture": False, "loop__steps": few}
             keep(rows, ours(family, machine, folder, f"{name} batch 1 uncaptured", **slow))
@@ -198,6 +240,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("."))
     arguments = parser.parse_args()
     bases = arguments.bases or ["builtin"]
+    cli.prepare()
     machine = Runtime.choose("cpu" if bases == ["builtin"] else "auto")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SDLORA_HOME"] = folder

@@ -95,7 +95,7 @@ BUILTIN: Mapping[str, Mapping[str, Value]] = MappingProxyType(
 # it, nor what was never called by its name, and what the UNet learns does, the more the longer it learns.
 FIGURES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
     {
-        "quick": {"loop.steps": 300, "optimizer.lr": 2e-3, "optimizer.text_lr": 2e-3},
+        "quick": {"optimizer.lr": 2e-3, "optimizer.text_lr": 2e-3},
         "balanced": {"loop.steps": 600, "optimizer.lr": 1e-3, "optimizer.text_lr": 2e-3},
         "thorough": {"loop.steps": 1500, "optimizer.lr": 4e-4, "optimizer.text_lr": 8e-4},
     }

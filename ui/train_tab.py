@@ -232,6 +232,7 @@ def _step(number: int, title: str) -> str:
 
 def _told(plan: TrainPlan, verdict: Verdict | None, *, device: str) -> str:
     rows = [
+        ("Base", plan.base),
         ("Steps", f"{plan.steps:,}"),
         ("Pictures", f"{plan.images:,}"),
         ("Each is seen", f"{plan.passes:.0f} times" if plan.passes >= 1.5 else "about once"),

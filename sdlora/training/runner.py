@@ -97,10 +97,11 @@ class Runner:
         runtime.seed(self.loop.seed, step * processes.count + processes.rank)
         micro_batches = self._ladder.parted(micro_batches)
         try:
-            if self._captured is not None:
-                self._captured.run(micro_batches)
-            else:
-                run(self.session.train_step, micro_batches)
+            with runtime.allocating():
+                if self._captured is not None:
+                    self._captured.run(micro_batches)
+                else:
+                    run(self.session.train_step, micro_batches)
         except torch.OutOfMemoryError:
             given_up = self._ladder.descend()
             if not given_up:

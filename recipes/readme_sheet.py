@@ -15,7 +15,7 @@ from sdlora.loading import load_family
 from sdlora.network.stack import Entry
 
 PROMPTS = (
-    "an ink icon of a sailboat on a sky blue background",
+    "an icon of a sailboat on a sky blue background",
     "an ink icon of zibbo jumping on a yellow background",
     "an ink icon of zibbo and a guitar on a pink background",
 )

@@ -232,7 +232,6 @@ def _step(number: int, title: str) -> str:
 
 def _told(plan: TrainPlan, verdict: Verdict | None, *, device: str) -> str:
     rows = [
-        ("Base", plan.base),
         ("Steps", f"{plan.steps:,}"),
         ("Pictures", f"{plan.images:,}"),
         ("Each is seen", f"{plan.passes:.0f} times" if plan.passes >= 1.5 else "about once"),
@@ -244,4 +243,4 @@ def _told(plan: TrainPlan, verdict: Verdict | None, *, device: str) -> str:
     ]
     warnings = "".join(note(text, kind="warn") for text in plan.warnings)
     fits = note(verdict.text, kind=_KINDS[verdict.fit], hint=verdict.hint) if verdict else ""
-    return f'<p class="dim">{escape(device)}</p>' + facts(rows) + fits + warnings
+    return f'<p class="dim">{escape(plan.base)}. {escape(device)}.</p>' + facts(rows) + fits + warnings

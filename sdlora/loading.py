@@ -21,6 +21,7 @@ from sdlora.base.files import (
     Config,
     ModelFiles,
     ModelFolder,
+    check_unet,
     damaged,
     native_size,
     pickled,
@@ -81,10 +82,17 @@ def load_family(
     `roots` are folders in which a bare name is looked for; a Hub id is downloaded, which tells `on_bytes`.
     Raises ModelError in one sentence when there is no such model, or it is damaged or of no known family.
     """
-    path = find(model, roots, otherwise=lambda: hub.fetch(model, on_bytes=on_bytes))
+
+    def check(files: ModelFiles, name: Path) -> None:
+        with _damage_told(model, name):
+            check_unet(files.config("unet"), name)
+            if family == "auto":
+                _family_name(files, name)
+
+    path = find(model, roots, otherwise=lambda: hub.fetch(model, check=check, on_bytes=on_bytes))
     with _damage_told(model, path):
         files = open_model(path, noise=_noise(prediction, zero_terminal))
-        kind = FAMILIES.get(_family_name(files) if family == "auto" else family)
+        kind = FAMILIES.get(_family_name(files, path) if family == "auto" else family)
         place = torch.device("cpu" if waiting else device)
         loaded = kind.load(files, device=place, dtype=dtype)
         loaded.device = torch.device(device)
@@ -103,7 +111,7 @@ def describe(
     path = find(model, roots, otherwise=lambda: hub.cached(model))
     with _damage_told(model, path):
         files = open_model(path, noise=_noise(prediction, zero_terminal))
-        kind = FAMILIES.get(_family_name(files) if family == "auto" else family)
+        kind = FAMILIES.get(_family_name(files, path) if family == "auto" else family)
         scheduler = files.config("scheduler")
         known = NoiseProcess.of_scheduler(scheduler) if scheduler.get("prediction_type", "epsilon") else None
         return ModelInfo(
@@ -213,10 +221,10 @@ def _damage_told(model: str, path: Path) -> Iterator[None]:
         raise damaged(path, reason) from error
 
 
-def _family_name(files: ModelFiles) -> str:
+def _family_name(files: ModelFiles, path: Path) -> str:
     for name, kind in FAMILIES.items():
         if kind.matches(files):
             return name
     networks = ", ".join(sorted(files.components)) or "nothing that is known here"
     known = ", ".join(kind.title for _, kind in FAMILIES.items())
-    raise ModelError(f"{files.path} is of no known family: it holds {networks}.", f"Known are: {known}.")
+    raise ModelError(f"{path} is of no known family: it holds {networks}.", f"Known are: {known}.")

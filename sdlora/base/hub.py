@@ -8,17 +8,21 @@ is fetched, fp16 where there is a choice, and nothing pickled. What is here alre
 import io
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from sdlora.base.files import ModelFolder, check_unet, pickled, read_header, read_json
+from sdlora.base.files import Config, ModelFiles, ModelFolder, damaged, pickled, read_header
+from sdlora.base.original import OriginalFile
 from sdlora.errors import ModelError, StorageError
 from sdlora.files import free_bytes, storage_error
 
 OnBytes = Callable[[int, int], None]
 """Called with the bytes that are there, and all, about once a second; what it raises ends the download."""
+Check = Callable[[ModelFiles, Path], object]
+"""Called with files that hold no weights yet, and what they are called; raises ModelError to refuse them."""
 
 _ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/(.+\.safetensors))?")
 _CONFIGURATION = re.compile(
@@ -51,11 +55,11 @@ def cached(model: str) -> Path | None:
     return path
 
 
-def fetch(model: str, *, on_bytes: OnBytes = lambda done, total: None) -> Path:
+def fetch(model: str, *, check: Check, on_bytes: OnBytes = lambda done, total: None) -> Path:
     """The folder or file of a Hub id, downloaded when it is not on this machine.
 
-    Raises ModelError when there is no such model, or no network, and StorageError when the disk is too
-    small, before the download starts.
+    Raises ModelError when there is no such model, or no network, or `check` does so, and StorageError when
+    the disk is too small, before the download starts.
     """
     path = cached(model)
     if path is not None:
@@ -76,10 +80,14 @@ def fetch(model: str, *, on_bytes: OnBytes = lambda done, total: None) -> Path:
         )
     revision = next(iter(listing.values())).commit_hash
     small = [name for name in chosen if _CONFIGURATION.fullmatch(name)]
-    if small:  # first, because they tell whether the gigabytes are worth it
-        path = _downloaded(repository, small, revision=revision, reporter=_reporter(None, 0))
-        check_unet(read_json(path / "unet" / "config.json"), Path(model))
     large = [name for name in chosen if name not in small]
+    # first what tells whether the gigabytes are worth it
+    if small:
+        path = _downloaded(repository, small, revision=revision, reporter=_reporter(None, 0))
+        check(ModelFolder(path), Path(model))
+    else:
+        header = _header(repository, large[0], revision=revision)
+        check(OriginalFile(Path(model), header=header), Path(model))
     reporter = _reporter(on_bytes, sum(missing.get(name, 0) for name in large))
     path = _downloaded(repository, large, revision=revision, reporter=reporter)
     if file:
@@ -116,18 +124,40 @@ def _near(model: str, file: str, names: Iterable[str]) -> str:
 
 def _downloaded(repository: str, names: Iterable[str], *, revision: str, reporter: type) -> Path:
     """The folder that holds these files of the repository."""
-    from huggingface_hub import constants, errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
     exactly = [re.sub(r"([*?[])", r"[\1]", name) for name in names]
-    try:
+    with _reached(repository):
         folder = snapshot_download(repository, revision=revision, allow_patterns=exactly, tqdm_class=reporter)
+    return Path(folder)
+
+
+def _header(repository: str, file: str, *, revision: str) -> Config:
+    """The header of a safetensors file of the repository, as `read_header` gives that of one that is here."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    try:
+        with _reached(repository):
+            found = HfApi().parse_safetensors_file_metadata(repository, file, revision=revision)
+    except SafetensorsParsingError as error:
+        raise damaged(Path(repository) / file, "its header is no safetensors header") from error
+    return {**{name: vars(tensor) for name, tensor in found.tensors.items()}, "__metadata__": found.metadata}
+
+
+@contextmanager
+def _reached(repository: str) -> Iterator[None]:
+    """Inside, what the network or the disk did is told in words."""
+    from huggingface_hub import constants, errors
+
+    try:
+        yield
     except OSError as error:
         if error.errno is None:  # of the network, not of the disk
             raise _unreachable(repository, error) from error
         raise storage_error(Path(constants.HF_HUB_CACHE), error) from error
     except errors.HTTPError as error:  # type: ignore[attr-defined]  # re-exported without saying so
         raise _unreachable(repository, error) from error
-    return Path(folder)
 
 
 def _components(names: Iterable[str]) -> list[str]:

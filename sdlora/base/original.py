@@ -104,12 +104,19 @@ class ShippedRest:
 class OriginalFile:
     """A single file of one of the LAYOUTS; `noise` overrides what it says of its scheduler.
 
-    Raises ModelError when it is none.
+    Of a file that is elsewhere, `header` is enough to tell what it is. Raises ModelError when it is none.
     """
 
-    def __init__(self, path: Path, rest: Rest | None = None, *, noise: Config = MappingProxyType({})) -> None:
+    def __init__(
+        self,
+        path: Path,
+        rest: Rest | None = None,
+        *,
+        header: Config | None = None,
+        noise: Config = MappingProxyType({}),
+    ) -> None:
         self.path, self._noise = path, noise
-        self._header = read_header(path)
+        self._header = header or read_header(path)
         self.family = self._recognised()
         self._parts = LAYOUTS[self.family]
         self._rest = rest or ShippedRest(self.family)

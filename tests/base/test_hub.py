@@ -17,8 +17,10 @@ from threading import Thread
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import save_file
 
-from sdlora.base.hub import cached, choose, fetch, is_id
+from sdlora.base import hub as base_hub
+from sdlora.base.hub import cached, choose, is_id
 from sdlora.config import TrainConfig
 from sdlora.errors import Cancelled, ModelError, StorageError
 from sdlora.events import Phase
@@ -27,14 +29,28 @@ from sdlora.options import build
 from sdlora.training.loop import train
 from sdlora.training.run import Run
 from tests.conftest import TinyModel
+from tests.original import write_original
 
 COMMIT = "1" * 40
 UNET = "unet/diffusion_pytorch_model.safetensors"
 SCRIPT = """
 import sys
 from sdlora.base import hub
-print(hub.fetch(sys.argv[1]))
+print(hub.fetch(sys.argv[1], check=lambda files, name: None))
 """
+
+
+def refused(model: str) -> str:
+    """The sentence with which the model is refused."""
+    with pytest.raises(ModelError) as error:
+        load_family(model, device="cpu", dtype=torch.float32)
+    assert error.value.hint
+    return error.value.message
+
+
+def fetch(model: str, *, on_bytes: base_hub.OnBytes = lambda done, total: None) -> Path:
+    """The folder or file of a Hub id, whatever it holds."""
+    return base_hub.fetch(model, check=lambda files, name: None, on_bytes=on_bytes)
 
 
 @dataclass
@@ -45,6 +61,14 @@ class Hub:
     breaks: int = 0  # how many downloads of the UNet break off after eleven megabytes
     asked: list[tuple[str, str, int, str]] = field(default_factory=list)
     endpoint: str = ""
+    sent: int = 0  # bytes of files
+
+    def tree(self) -> list[dict[str, object]]:
+        """What it tells of every file."""
+        return [
+            {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+            for name, content in self.files.items()
+        ]
 
     def downloads(self) -> list[str]:
         """The names of the files whose contents were asked for."""
@@ -53,6 +77,12 @@ class Hub:
             for verb, path, *_ in self.asked
             if verb == "GET" and "/resolve/" in path
         ]
+
+
+def span(asked: str) -> tuple[int, int | None]:
+    """First byte, and the one after the last, of "bytes=0-100"; None for all that follow."""
+    first, _, last = asked.removeprefix("bytes=").partition("-")
+    return int(first), int(last) + 1 if last else None
 
 
 def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
@@ -64,32 +94,33 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
-            start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+            start, end = span(self.headers.get("Range", "bytes=0-"))
             hub.asked.append((self.command, path, start, self.headers.get("Authorization", "")))
             if path.startswith(("/api/models/gated/model",)):
                 self.answer(b"{}", status=403, **{"X-Error-Code": "GatedRepo"})
             elif path.startswith("/api/models/tiny/model/tree/"):
-                rows = [
-                    {"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
-                    for n, c in hub.files.items()
-                ]
-                self.answer(json.dumps(rows).encode())
+                self.answer(json.dumps(hub.tree()).encode())
             elif path.startswith("/api/models/tiny/model"):
                 self.answer(json.dumps({"id": "tiny/model", "sha": COMMIT, "siblings": []}).encode())
             elif path.startswith("/tiny/model/resolve/"):
-                self.content(path.removeprefix(f"/tiny/model/resolve/{COMMIT}/"), start)
+                self.content(path.removeprefix(f"/tiny/model/resolve/{COMMIT}/"), start, end)
             else:
                 self.answer(b"{}", status=404, **{"X-Error-Code": "RepoNotFound"})
 
-        def content(self, name: str, start: int) -> None:
+        def content(self, name: str, start: int, end: int | None) -> None:
             content = hub.files[name]
-            tag = hashlib.sha256(content).hexdigest()
-            headers = {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-            if start:
-                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            headers = {
+                "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+                "X-Repo-Commit": COMMIT,
+                "Accept-Ranges": "bytes",
+            }
+            part = content[start:end]
+            if part != content:
+                headers["Content-Range"] = f"bytes {start}-{start + len(part) - 1}/{len(content)}"
             breaks = name == UNET and self.command == "GET" and hub.breaks > 0
             hub.breaks -= breaks
-            self.answer(content[start:], status=206 if start else 200, breaks=breaks, **headers)
+            hub.sent += len(part) if self.command == "GET" else 0
+            self.answer(part, status=200 if part == content else 206, breaks=breaks, **headers)
 
         def answer(self, body: bytes, *, status: int = 200, breaks: bool = False, **headers: str) -> None:
             self.send_response(status)
@@ -141,13 +172,73 @@ def test_a_model_is_fetched_once_with_progress(hub: Hub, tiny_sd1: TinyModel) ->
     assert fetch("tiny/model") == cached("tiny/model") == path and not hub.asked
 
 
-def test_a_model_that_cannot_be_used_is_refused_before_its_weights_are_fetched(hub: Hub) -> None:
-    hub.files["unet/config.json"] = hub.files["unet/config.json"].replace(
-        b'"in_channels": 4', b'"in_channels": 9'
-    )
-    with pytest.raises(ModelError, match="an inpainting model"):
-        fetch("tiny/model")
+@pytest.mark.parametrize(
+    ("file", "before", "after", "sentence"),
+    [
+        (
+            "unet/config.json",
+            b'"in_channels": 4',
+            b'"in_channels": 9',
+            "tiny/model is an inpainting model: its UNet takes 9 channels instead of 4.",
+        ),
+        (  # as SDXL's refiner has it
+            "model_index.json",
+            b'"text_encoder": [',
+            b'"text_encoder": [null, null], "was": [',
+            "tiny/model is of no known family: it holds unet, vae.",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_refused_before_its_weights_are_fetched(
+    hub: Hub, file: str, before: bytes, after: bytes, sentence: str
+) -> None:
+    assert before in hub.files[file]
+    hub.files[file] = hub.files[file].replace(before, after)
+    assert refused("tiny/model") == sentence
     assert not [name for name in hub.downloads() if name.endswith(".safetensors")]
+
+
+SD1 = {
+    "model.diffusion_model.input_blocks.0.0.weight": (320, 9, 3, 3),
+    "first_stage_model.decoder.conv_in.bias": (512,),
+    "cond_stage_model.transformer.text_model.final_layer_norm.bias": (768,),
+}
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        SD1,
+        {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (4, 320)},
+        {"double_blocks.0.img_attn.qkv.weight": (8, 8)},
+        {"decoder.up.0.block.0.conv1.weight": (8, 8)},
+        {"nothing.that.is.known": (1,)},
+    ],
+    ids=["inpainting", "adapter", "flux", "vae", "nothing"],
+)
+def test_a_single_file_is_refused_by_its_header_as_one_that_is_here(
+    hub: Hub, tmp_path: Path, shapes: dict[str, tuple[int, ...]]
+) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"filler": torch.zeros(1 << 18), **{k: torch.zeros(s) for k, s in shapes.items()}}, path)
+    hub.files = {path.name: path.read_bytes()}
+    assert refused("tiny/model") == refused(str(path)).replace(str(path), "tiny/model")
+    assert hub.sent < len(hub.files[path.name]) / 5
+
+
+def test_a_single_file_is_fetched(hub: Hub, tiny_sd1: TinyModel, tmp_path: Path) -> None:
+    path = write_original(tiny_sd1.folder, tmp_path / "x.safetensors", family="sd1")
+    hub.files = {path.name: path.read_bytes()}
+    assert fetch("tiny/model").read_bytes() == hub.files[path.name]
+    hub.asked.clear()
+    assert fetch("tiny/model/x.safetensors") == cached("tiny/model/x.safetensors") and not hub.asked
+
+
+def test_a_single_file_of_another_form_is_told(hub: Hub) -> None:
+    hub.files = {"x.safetensors": b"x" * 1000}
+    assert refused("tiny/model") == (
+        "tiny/model/x.safetensors is damaged: its header is no safetensors header."
+    )
 
 
 def test_a_broken_connection_goes_on_where_it_broke(hub: Hub) -> None:

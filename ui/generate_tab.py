@@ -240,15 +240,11 @@ class GenerateTab:
             self.stage: "" if job.ended else _stage(job, ahead=self.studio.jobs.ahead(job.number)),
             self.message: _outcome(job),
         }
-        if job.state == "done":
-            told = adapter_card.applied(job.told["applied"])
-            updates |= {
-                self.results: _sheet(job.files, seeds=True),
-                self.applied: told,
-                self.history: self._earlier(),
-            }
-        elif not job.ended:
-            updates |= {self.results: {"items": []}, self.applied: ""}
+        if job.files or not job.ended:
+            updates[self.results] = _sheet(job.files, seeds=True)
+            updates[self.applied] = adapter_card.applied(job.told["applied"]) if job.told else ""
+        if job.ended:
+            updates[self.history] = self._earlier()
         return updates
 
     def _earlier(self) -> dict[str, object]:
@@ -274,7 +270,7 @@ def _outcome(job: Job) -> str:
     if job.state == "failed":
         return note(job.error, kind="bad", hint=job.hint)
     if job.state == "cancelled":
-        return note("Cancelled.", hint="Nothing was saved.")
+        return note(job.error or "Cancelled.", hint=job.hint or "Nothing was saved.")
     if job.state == "done":
         count = "One picture" if len(job.files) == 1 else f"{len(job.files)} pictures"
         return f'<p class="dim">{count} in {duration(job.seconds)}. Each file holds its settings.</p>'

@@ -88,12 +88,12 @@ def run(arguments: argparse.Namespace) -> int:
         def on_step(step: int, steps: int, preview: "Image") -> None:
             teller.move(f"step {step} of {steps}", last=step == steps)
 
-        pictures = sampler.generate(family, request, on_step=on_step, patch=patch)
-    for index, picture in enumerate(pictures):
-        path = _numbered(arguments.output, index, len(pictures))
-        own = png.picture_request(request, index)
-        png.save_png(path, picture, own, model_hash=family.hash)
-        print(json.dumps({"file": str(path), "seed": own.seed}) if arguments.json else path)
+        for index, picture in enumerate(sampler.finished(family, request, on_step=on_step, patch=patch)):
+            path = _numbered(arguments.output, index, request.count)
+            own = png.picture_request(request, index)
+            png.save_png(path, picture, own, model_hash=family.hash)
+            teller.clear()
+            print(json.dumps({"file": str(path), "seed": own.seed}) if arguments.json else path)
     return 0
 
 

@@ -33,6 +33,11 @@ class Teller:
         self._told = now
         self._print(text, end="\n" if last or not self._live else "")
 
+    def clear(self) -> None:
+        """The moving line is empty, for what another output tells in its place."""
+        if self._live and not self._silent:
+            self._print("\r", end="")
+
     def download(self, done: int, total: int) -> None:
         """So many bytes of a base model have come from the Hub."""
         text = f"downloading the base: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"

@@ -4,7 +4,7 @@ Noise comes from one CPU generator per picture, so that a seed is the same pictu
 and device. Classifier-free guidance (Ho & Salimans 2022) runs both prompts as one batch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -27,9 +27,9 @@ OnStep = Callable[[int, int, Image.Image], None]
 """Called with the steps done and all steps of all pictures, and a small preview of the one being made."""
 
 _LARGEST_BATCH = 8
+_LARGEST_ON_CPU = 2  # more are no faster there, and the first would be seen later
 
 
-@torch.no_grad()
 def generate(
     family: Family,
     request: GenerateRequest,
@@ -39,17 +39,32 @@ def generate(
     cancelled: Callable[[], bool] = lambda: False,
     patch: Patch | None = None,
 ) -> list[Image.Image]:
+    """All of `finished`, which says what they are and what is raised."""
+    made = finished(family, request, network=network, on_step=on_step, cancelled=cancelled, patch=patch)
+    return list(made)
+
+
+@torch.no_grad()
+def finished(
+    family: Family,
+    request: GenerateRequest,
+    *,
+    network: Network | None = None,
+    on_step: OnStep | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+    patch: Patch | None = None,
+) -> Generator[Image.Image, None, None]:
     """The request's pictures, with its stack on the family, or with `network` (one in training) instead.
 
-    The family is as before then; only what a given `patch` wrote stays, for the next request.
-    Raises Cancelled soon after `cancelled` says so, and OutOfMemory when one picture does not fit.
+    Each is there as soon as its batch is. After the last, or once closed, the family is as before; only what
+    a given `patch` wrote stays, for the next request. Raises Cancelled soon after `cancelled` says so, and
+    OutOfMemory when one picture does not fit.
     """
     with _carrying(family, request, network=network, patch=patch) as mix:
         job = _Job(family, request, mix, on_step, cancelled)
-        pictures: list[Image.Image] = []
-        size = _LARGEST_BATCH
-        while len(pictures) < request.count:
-            batch = range(len(pictures), min(len(pictures) + size, request.count))
+        done, size = 0, _LARGEST_ON_CPU if family.device.type == "cpu" else _LARGEST_BATCH
+        while done < request.count:
+            batch = range(done, min(done + size, request.count))
             made = job.try_batch(batch)
             if made is None and len(batch) == 1:
                 raise OutOfMemory(
@@ -59,8 +74,8 @@ def generate(
             if made is None:
                 size = len(batch) // 2
             else:
-                pictures += made
-    return pictures
+                yield from made
+                done = batch.stop
 
 
 def to_image(pixels: Tensor) -> Image.Image:

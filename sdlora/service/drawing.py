@@ -5,7 +5,8 @@ import gc
 import io
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -15,7 +16,7 @@ from sdlora.contracts import Family
 from sdlora.errors import Cancelled
 from sdlora.generation.png import picture_request, save_png
 from sdlora.generation.request import GenerateRequest
-from sdlora.generation.sampler import generate
+from sdlora.generation.sampler import finished
 from sdlora.loading import load_family
 from sdlora.network.stack import Applied, Patch
 from sdlora.residence import settle_in
@@ -56,7 +57,8 @@ class Drawing:
     def draw(self, message: Message, *, tell: Tell, cancelled: Callable[[], bool]) -> Done:
         """The pictures of the message's `request` are files in its `outputs`; told is what its stack did.
 
-        Raises SdloraError in words when they cannot be made.
+        Each is told of as "file" once it is there, and stays when the next ones are cancelled or fail.
+        Raises SdloraError in words when not all can be made.
         """
         request = GenerateRequest.from_json(message["request"])
         history = History(Path(message["outputs"]))
@@ -69,12 +71,8 @@ class Drawing:
             )
             patch.cache.keep_to(message["adapter_bytes"])
             tell("stage", stage="Drawing")
-            pictures = generate(family, request, on_step=_teller(tell), cancelled=cancelled, patch=patch)
-        paths = []
-        for index, picture in enumerate(pictures):
-            own = picture_request(request, index)
-            paths.append(history.next_path(own.seed))
-            save_png(paths[-1], picture, own, model_hash=family.hash)
+            made = finished(family, request, on_step=_teller(tell), cancelled=cancelled, patch=patch)
+            paths = _kept(made, request, family=family, history=history, tell=tell)
         applied = [_report(each) for each in patch.reports]
         cache = {"files": len(patch.cache), "bytes": patch.cache.bytes}
         return Done(paths, {"applied": applied, "cache": cache})
@@ -111,6 +109,31 @@ class Drawing:
             settle_in(family, machine.free_bytes())
             self._loaded = (base, family, Patch(family))
         return self._loaded[1:]
+
+
+def _kept(
+    made: Generator[Image.Image, None, None],
+    request: GenerateRequest,
+    *,
+    family: Family,
+    history: History,
+    tell: Tell,
+) -> list[Path]:
+    """The request's pictures as files. Raises Cancelled, which says how many of them there are."""
+    paths: list[Path] = []
+    try:
+        with closing(made) as pictures:
+            for index, picture in enumerate(pictures):
+                own = picture_request(request, index)
+                paths.append(history.next_path(own.seed))
+                save_png(paths[-1], picture, own, model_hash=family.hash)
+                tell("file", file=str(paths[-1]))
+    except Cancelled as error:
+        if not paths:
+            raise
+        text = f"Stopped after {len(paths)} of {request.count} pictures."
+        raise Cancelled(text, "Those are saved.") from error
+    return paths
 
 
 def _report(applied: Applied) -> dict[str, object]:

@@ -22,7 +22,7 @@ KEPT = 50  # ended jobs that are remembered
 class Job:
     """A request and how it stands. `preview` is a data URL; `step` of `steps` counts over all pictures.
 
-    `told` is what the worker has found besides `files`, as JSON.
+    `files` grow while it goes on; `told` is what the worker has found besides them, as JSON.
     """
 
     number: int
@@ -147,6 +147,8 @@ class Jobs:
         elif kind == "step":
             shown = {"preview": told["preview"]} if told["preview"] else {}
             self._change(number, step=told["step"], steps=told["steps"], **shown)
+        elif kind == "file":
+            self._change(number, files=(*self._jobs[number].files, Path(told["file"])))
         elif kind == "done":
             files = tuple(Path(file) for file in told["files"])
             self._change(number, state="done", files=files, told=told["told"], seconds=told["seconds"])

@@ -3,7 +3,7 @@
 In:  {"id", "kind": "generate", "request", "outputs", "models", "adapter_bytes"}
      {"id", "kind": one of the workshop's, and what that kind needs}
      {"id", "kind": "cancel"}, at any time
-Out: {"id", "type": "stage" | "step"} while it goes on, then "done" or "error".
+Out: {"id", "type": "stage" | "step" | "file"} while it goes on, then "done" or "error".
 
 It ends with its input.
 """

@@ -125,6 +125,17 @@ def test_a_cancelled_request_ends_soon_and_is_no_failure(studio: Studio) -> None
     assert studio.jobs.wait(waiting.number, SECONDS).state == "cancelled"
 
 
+def test_what_was_finished_when_a_request_is_cancelled_is_kept(studio: Studio) -> None:
+    job = studio.generate(request(steps=50, count=8))
+    while not studio.jobs.wait(job.number, 0.05).files:
+        pass
+    studio.jobs.cancel(job.number)
+    ended = studio.jobs.wait(job.number, SECONDS)
+    assert (ended.state, ended.error) == ("cancelled", f"Stopped after {len(ended.files)} of 8 pictures.")
+    assert 0 < len(ended.files) < 8 and studio.history.pictures() == tuple(reversed(ended.files))
+    assert [studio.restore(file).request.seed for file in ended.files] == [*range(7, 7 + len(ended.files))]
+
+
 def test_an_adapter_that_is_not_there_is_told_before_anything_is_drawn(studio: Studio) -> None:
     with pytest.raises(AdapterError, match="nobody"):
         studio.generate(request(prompt="a cat <lora:nobody:1>"))

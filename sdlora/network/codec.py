@@ -29,6 +29,9 @@ from sdlora.network.names import Name, index, name_of
 
 Format = Literal["kohya", "peft"]
 _SINGLE = {"alpha", "on_input", "cayley_terms"}
+_COUNTS = {"bias_indices", "bias_size"}  # whole numbers
+_BESIDE = ("bias", "sparse")  # kinds that are found beside others
+_ONE = torch.tensor(1.0)
 _Stored = Mapping[Layer, Mapping[str, Tensor]]
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -108,13 +111,15 @@ class AdapterFile:
     def kinds_of(self, name: Name) -> tuple[type[Adapter], ...]:
         """The kinds that together read all tensors of a layer, () where there are none."""
         suffixes = frozenset(self.groups[name].keys)
-        bias = KINDS.get("bias")
-        beside = suffixes - set(bias.suffixes)
+        beside = tuple(
+            kind for kind in map(KINDS.get, _BESIDE) if kind.recognises(suffixes & set(kind.suffixes))
+        )
+        rest = suffixes.difference(*(kind.suffixes for kind in beside))
         for _, kind in KINDS.items():
             if kind.recognises(suffixes):
                 return (kind,)
-            if beside != suffixes and kind.recognises(beside):
-                return (kind, bias)
+            if beside and kind.recognises(rest):
+                return (kind, *beside)
         return ()
 
     def tensors(self, name: Name) -> dict[str, Tensor]:
@@ -126,12 +131,14 @@ class AdapterFile:
             if tensors[suffix].numel() != 1:
                 raise AdapterError(f"{self.path}: {suffix} of {group.path[:200]} is no single number.")
             tensors[suffix] = tensors[suffix].float().reshape(())
-        if not all(tensor.is_floating_point() for tensor in tensors.values()):
+        if any(tensors[s].is_floating_point() == (s in _COUNTS) for s in tensors):
             raise AdapterError(
-                f"{self.path}: the tensors of {group.path[:200]} are whole numbers, no weights."
+                f"{self.path}: tensors of {group.path[:200]} are whole numbers where weights belong."
             )
         if "lora_magnitude_vector" in group.keys.get("dora_scale", ""):
             tensors["dora_scale"] = tensors["dora_scale"].flatten()  # of the outputs, also as [1,O,1,1]
+        if {"lokr_w1", "lokr_w2"} <= tensors.keys() and not bool(tensors.get("alpha", _ONE).isfinite()):
+            del tensors["alpha"]  # it plays no part; LyCORIS' 100,000 for whole matrices is too much for fp16
         config = peft_config(self.metadata, name.component) or self._folder_config
         told = peft_told(config, group.path, {suffix: tensor.shape for suffix, tensor in tensors.items()})
         return {suffix: torch.tensor(value) for suffix, value in told.items()} | tensors
@@ -204,6 +211,11 @@ class AdapterFile:
                 f"Choose a base of {self.detected.title}, or another adapter.",
             )
         first = next(iter(self.container.entries), "it is empty")
+        if not self.embeddings and not any(map(self.kinds_of, self.groups)):
+            return AdapterError(
+                f"{self.path} holds no kind of adapter that is known ({first[:100]}).",
+                "docs/file-formats.md lists what is read.",
+            )
         return AdapterError(
             f"{self.path} changes nothing in {family.title}: none of its {len(self.container.entries)} "
             f"tensors names one of its layers ({first[:100]}).",
@@ -289,7 +301,8 @@ def _flat_magnitude(tensors: dict[str, Tensor], layer: Layer) -> dict[str, Tenso
 def _stored(adapter: Adapter, dtype: torch.dtype, layer: Layer) -> dict[str, Tensor]:
     tensors = {}
     for suffix, tensor in adapter.tensors().items():
-        tensors[suffix] = tensor.detach().cpu().to(torch.float32 if suffix == "alpha" else dtype)
+        kept = tensor.dtype if suffix in _COUNTS else torch.float32
+        tensors[suffix] = tensor.detach().cpu().to(kept if suffix in {"alpha", *_COUNTS} else dtype)
         if not bool(tensors[suffix].isfinite().all()):
             raise AdapterError(
                 f"The adapter of {layer.component}.{layer.path} has values that are not finite or too large "

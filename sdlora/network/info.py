@@ -12,6 +12,8 @@ from sdlora.network.metadata import tag_frequency
 from sdlora.network.names import Name
 
 _RANK = ("lora_down.weight", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
+_FACTORS = ("lora_", "hada_", "lokr_")  # one that is zero makes the whole product zero
+_ADDED = ("diff", "diff_b", "w_norm", "b_norm", "weight", "bias_values", "oft_blocks", "oft_R.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +112,14 @@ def _problem(tensors: Mapping[Name, Mapping[str, Tensor]]) -> str:
 
 
 def _is_dead(tensors: Mapping[str, Tensor]) -> bool:
-    # One zero factor makes the whole product zero.
-    factors = [t for s, t in tensors.items() if s.startswith(("lora_", "hada_", "lokr_", "diff", "alpha"))]
-    return any(not bool(factor.any()) for factor in factors)
+    """Whether a layer's tensors change nothing, whatever its weight; False where only the weight tells."""
+    added = [tensor for suffix, tensor in tensors.items() if suffix in _ADDED]
+    if any(bool(tensor.any()) for tensor in added):
+        return False
+    if factors := [tensor for suffix, tensor in tensors.items() if suffix.startswith(_FACTORS)]:
+        factors += [tensors["alpha"]] if "alpha" in tensors else []
+        return "dora_scale" not in tensors and not all(bool(factor.any()) for factor in factors)
+    return bool(added) and "rescale" not in tensors
 
 
 def _counted(names: list[Name]) -> dict[str, int]:

@@ -3,13 +3,16 @@
 import pytest
 import torch
 from lycoris.functional.diag_oft import diff_weight as oft_diff_weight
-from lycoris.functional.lokr import kron_weight
 from lycoris.modules import get_module, make_module
+from lycoris.modules.dylora import DyLoraModule
+from lycoris.utils import make_sparse
 from peft.tuners.lora.dora import DoraLinearLayer
-from torch import Tensor, nn
+from torch import nn
 
 from sdlora.adapters import KINDS
+from sdlora.errors import AdapterError
 from sdlora.layers import bias_of
+from tests.adapters.lycoris_modules import WRITTEN, Options, distance, fits, made, saved, trained
 from tests.adapters.test_kinds import LAYERS, cases, moved
 
 # A bias alone is read by no module of theirs; the rest is compared on every layer.
@@ -47,34 +50,71 @@ def test_deltas_equal_lycoris(variant: str, name: str) -> None:
         torch.testing.assert_close(layer.get_parameter("bias") + own_bias, bias)
 
 
-@pytest.mark.parametrize("tucker", [True, False])
-def test_loha_with_a_tucker_core_equals_lycoris(tucker: bool) -> None:
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    ("algorithm", "option"), [(a, o) for a, (_, options) in WRITTEN.items() for o in options]
+)
+def test_what_lycoris_saves_is_what_it_trained(algorithm: str, option: str, name: str) -> None:
+    kind, options = WRITTEN[algorithm]
+    layer, shape = LAYERS[name]
+    if fits(algorithm, layer):
+        assert distance(made(kind, layer, options[option]), layer, torch.randn(shape)) < 1e-5
+
+
+@pytest.mark.parametrize(("algorithm", "options", "times"), [
+    ("glora", {"rs_lora": True}, 4**0.5),  # it trains alpha / sqrt(r) and saves alpha
+    ("lokr", {"rs_lora": True, "full_matrix": True}, 4**0.5),  # it trains sqrt(r), and the file has no r
+])  # fmt: skip
+def test_what_lycoris_does_not_save_is_read_as_lycoris_reads_it(
+    algorithm: str, options: Options, times: float
+) -> None:
+    layer, shape = LAYERS["linear"]
+    weight = layer.get_parameter("weight")
+    module = made(WRITTEN[algorithm][0], layer, options)
+    state = {f"x.{suffix}": tensor for suffix, tensor in saved(module).items()}
+    again = make_module(*get_module(state, "x"), "x", layer)
+    got = KINDS.get(algorithm).read(saved(module), layer).delta(weight).detach()
+    for theirs, by in ((again, 1), (module, times)):
+        expected = trained(theirs, torch.randn(shape))[0].detach()
+        torch.testing.assert_close(got * by, expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("algorithm", ["locon", "loha", "lokr", "glora"])
+@pytest.mark.parametrize("name", ["linear", "conv1x1", "conv3x3"])
+def test_a_lycoris_module_that_leaves_the_weight_alone_does_the_same(algorithm: str, name: str) -> None:
+    layer, shape = LAYERS[name]
+    options = {"bypass_mode": True, "use_tucker": True, "use_scalar": True}
+    module, x = made(WRITTEN[algorithm][0], layer, options), torch.randn(shape)
+    adapter = KINDS.get("lora" if algorithm == "locon" else algorithm).read(saved(module), layer)
+    torch.testing.assert_close(layer(x) + adapter(x, layer), module.forward(x), rtol=1e-4, atol=1e-5)
+
+
+def test_all_of_dylora_is_read_as_the_lora_that_it_saves() -> None:
+    """delta = alpha / r * up @ down; its own forward takes some of the blocks, and alpha / blocks."""
+    for name in ("linear", "conv1x1", "conv3x3"):
+        layer = LAYERS[name][0]
+        weight = layer.get_parameter("weight")
+        module = made(DyLoraModule, layer, {"lora_dim": 4, "block_size": 2})
+        up, down = torch.cat(list(module.up_list), dim=1), torch.cat(list(module.down_list))
+        got = KINDS.get("lora").read(saved(module), layer).delta(weight).detach()
+        torch.testing.assert_close(got, (3 / 4 * up @ down).reshape(weight.shape), **TOLERANCE)
+
+
+def test_what_lycoris_extraction_leaves_over_is_added_in_its_places() -> None:
+    """The largest values of what the low rank misses, by row and column of the weight as a matrix."""
     layer = LAYERS["conv3x3"][0]
-    draw = torch.Generator().manual_seed(0)
-    sides = {"a": (4, 16), "b": (4, 12)} if tucker else {"a": (16, 4), "b": (4, 12 * 9)}
-    held = {f"hada_w{n}_{s}": torch.randn(shape, generator=draw) for n in "12" for s, shape in sides.items()}
-    held |= {f"hada_t{n}": torch.randn(4, 4, 3, 3, generator=draw) for n in "12"} if tucker else {}
-    compare("loha", held | {"alpha": torch.tensor(3.0)}, layer)
-
-
-@pytest.mark.parametrize("form", ["tucker", "both factored", "factored", "whole"])
-def test_forms_of_lokr_equal_lycoris(form: str) -> None:
-    draw = torch.Generator().manual_seed(0)
-    shapes: dict[str, tuple[int, ...]] = {"lokr_w1": (4, 4), "lokr_w2": (16, 16, 3, 3)}
-    if form == "both factored":
-        shapes = {"lokr_w1_a": (4, 1), "lokr_w1_b": (1, 4), **shapes}
-        del shapes["lokr_w1"]
-    if form != "whole":
-        del shapes["lokr_w2"]
-        tucker = {"lokr_w2_a": (2, 16), "lokr_w2_b": (2, 16), "lokr_t2": (2, 2, 3, 3)}
-        shapes |= tucker if form == "tucker" else {"lokr_w2_a": (16, 2), "lokr_w2_b": (2, 16 * 9)}
-    held = {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
-    scale = 1.0 if form == "whole" else 3.0 / 2
-    names = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
-    weight = nn.Conv2d(64, 64, 3).weight
-    expected = kron_weight(*(held.get(name) for name in names), scale=scale).reshape(weight.shape)
-    got = KINDS.get("lokr").read(held | {"alpha": torch.tensor(3.0)}, nn.Conv2d(64, 64, 3)).delta(weight)
-    assert float((got - expected).detach().norm() / expected.norm()) < 1e-5
+    weight = layer.get_parameter("weight")
+    rest = make_sparse(torch.randn(weight.flatten(1).shape), 0.98)
+    entries = rest.to_sparse().coalesce()
+    held = {
+        "bias_indices": entries.indices().to(torch.int16),
+        "bias_values": entries.values(),
+        "bias_size": torch.tensor(rest.shape, dtype=torch.int16),
+    }
+    sparse = KINDS.get("sparse")
+    assert torch.equal(sparse.read(held, layer).delta(weight).detach(), rest.reshape(weight.shape))
+    with pytest.raises(AdapterError, match="lead out"):
+        sparse.read(held | {"bias_indices": held["bias_indices"] + 15}, layer)
 
 
 def test_the_older_numbering_of_glora_is_read() -> None:
@@ -124,12 +164,3 @@ def test_older_rotations_equal_what_lycoris_made_of_them() -> None:
         expected = torch.einsum("knm,kn...->km...", diag, parted).reshape(weight.shape)
         rotation = KINDS.get("rotation").read({"oft_diag": diag}, layer)
         torch.testing.assert_close(weight + rotation.delta(weight), expected, **TOLERANCE)
-
-
-def compare(kind: str, held: dict[str, Tensor], layer: nn.Module) -> None:
-    """Our delta of the tensors equals LyCORIS' within 1e-5."""
-    weight = layer.get_parameter("weight")
-    theirs = make_module(*get_module({f"x.{n}": t for n, t in held.items()}, "x"), "x", layer)
-    expected = theirs.get_weight(weight.shape)
-    got = KINDS.get(kind).read(held, layer).delta(weight)
-    assert float((got - expected).detach().norm() / expected.detach().norm()) < 1e-5

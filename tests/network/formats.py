@@ -18,6 +18,8 @@ from sdlora.network import keys
 from sdlora.network.codec import AdapterFile
 from sdlora.network.container import write
 from sdlora.network.names import to_sgm
+from tests.adapters import lycoris_modules as lycoris
+from tests.adapters.test_kinds import LAYERS
 from tests.network import oracle
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "file-formats.md"
@@ -47,12 +49,32 @@ READ_ONLY: Mapping[str, tuple[str, str]] = {
         "PEFT's merged weights",
     ),
     "LyCORIS' first OFT": ("`oft_diag`, the rotation itself", "its formula"),
+    "what LyCORIS' extraction leaves over": (
+        "`bias_indices`, `bias_values`, `bias_size` beside LoRA: single values of the weight's change",
+        "the matrix that they were taken from",
+    ),
     "textual inversion, in an adapter or alone": (
         "`bundle_emb.WORD.` and `emb_params`, `clip_l`, `clip_g` or `string_to_param.*`; without "
         "`bundle_emb` the file's name is the word",
         "the tokens that its vectors were copied from",
     ),
 }
+AT_ODDS: tuple[tuple[str, str, str], ...] = (
+    ("loha, lokr", "`alpha / r`; its merge takes that twice", "`alpha / r`"),
+    ("glora with rs_lora", "`alpha / sqrt(r)`, and saves alpha", "`alpha / r`, as by LyCORIS itself"),
+    (
+        "lokr of whole matrices with rs_lora",
+        "`sqrt(r)`, and saves no r",
+        "1, as by LyCORIS itself",
+    ),
+    ("dylora", "the first b blocks times `alpha / b`, b at random", "`up @ down * alpha / r` of all blocks"),
+    ("bypass_mode with dora_wd", "without the magnitudes, and saves them", "with them, as by its merge"),
+    (
+        "bypass_mode of ia3, diag-oft, boft",
+        "the bias turned or rescaled too",
+        "the weight alone, as by its merge",
+    ),
+)
 FORMS: Mapping[str, Callable[[Layer, str], str]] = {
     "kohya": lambda layer, s: keys.kohya(layer, s, prefix=_prefix(layer), sgm=False),
     "kohya, sgm blocks": lambda layer, s: keys.kohya(layer, s, prefix=_prefix(layer), sgm=True),
@@ -98,6 +120,12 @@ def document() -> str:
         adapters = made(family, kind, options)
         cells = [verdict(family, adapters, form) for form in FORMS.values()]
         lines.append(f"| {title} | {formula} | {' | '.join(cells)} |")
+    lines += [_LYCORIS, "| algorithm | options | deltas |", "| --- | --- | --- |"]
+    for algorithm, (_, options) in lycoris.WRITTEN.items():
+        named = ", ".join(option for option in options if option) or "-"
+        lines.append(f"| {algorithm} | {named} | {agreement(algorithm)} |")
+    lines += [_AT_ODDS, "| where | it trains | its file is read |", "| --- | --- | --- |"]
+    lines += [f"| {' | '.join(row)} |" for row in AT_ODDS]
     lines += [_KEYS, "| key | layer | tensor |", "| --- | --- | --- |"]
     for spelling in SPELLINGS:
         key = keys.parse(spelling)
@@ -123,6 +151,18 @@ def made(family: oracle.Bare, kind: str, options: dict[str, object]) -> dict[Lay
     return adapters
 
 
+def agreement(algorithm: str) -> str:
+    """ "exact" when what is read of LyCORIS' files is what it trained, on every layer with every option."""
+    kind, options = lycoris.WRITTEN[algorithm]
+    worst = max(
+        lycoris.distance(lycoris.made(kind, layer, option), layer, torch.ones(shape))
+        for layer, shape in LAYERS.values()
+        for option in options.values()
+        if lycoris.fits(algorithm, layer)
+    )
+    return _told(worst)
+
+
 def verdict(family: oracle.Bare, adapters: Mapping[Layer, Adapter], form: Callable[[Layer, str], str]) -> str:
     """ "exact" when every layer's deltas come back within 1e-5, else the distance or "refused"."""
     tensors = {form(layer, s): t for layer, a in adapters.items() for s, t in a.tensors().items()}
@@ -138,7 +178,11 @@ def verdict(family: oracle.Bare, adapters: Mapping[Layer, Adapter], form: Callab
         _distance(adapter, resolved.adapters[layer], family.components["unet"].get_submodule(layer.path))
         for layer, adapter in adapters.items()
     )
-    return "exact" if worst < EXACT else f"{worst:.0e}"
+    return _told(worst)
+
+
+def _told(distance: float) -> str:
+    return "exact" if distance < EXACT else f"{distance:.0e}"
 
 
 def _distance(first: Adapter, second: Adapter, module: nn.Module) -> float:
@@ -181,10 +225,19 @@ in `tests/adapters/test_oracles.py`, and with sd-scripts' own files in `tests/ne
 
 ## Kinds
 """
-_KEYS = """
+_LYCORIS = """
 Tensors may be fp32, fp16, bf16 or either 8-bit float. Rank and alpha may differ from layer to layer; an alpha
 that is missing is the rank. A linear layer's tensors fit a 1x1 convolution and the other way round.
 
+## What LyCORIS writes
+
+Modules of LyCORIS with random values, read as they save themselves; compared is the change with which their
+own forward computes. `tests/network/test_lycoris.py` does so with whole networks and all number formats.
+"""
+_AT_ODDS = """
+Where LyCORIS' forward, merge and files do not agree, by hand:
+"""
+_KEYS = """
 ## Keys
 
 One file may mix all spellings. A few of them, and what they name:
@@ -206,8 +259,8 @@ text encoders of the base, or it is listed as unmatched. `tests/network/test_pef
 
 Pickles, web pages and damaged files under a safetensors name; files for another base family, which is told
 from layers and shapes; a tensor that is there twice; files none of whose keys names a layer of the base;
-PEFT's constrained OFT (`coft`), and its
-LoKr of whole matrices whose alpha is not its rank.
+PEFT's constrained OFT (`coft`), and its LoKr of whole matrices whose alpha is not its rank; LyCORIS' T-LoRA,
+whose file lacks the start that its change is counted from.
 Keys of no known form are counted and listed, never passed over.
 
 ## What is written

@@ -6,20 +6,29 @@ from pathlib import Path
 import pytest
 
 from sdlora.network.codec import AdapterFile, save
+from tests.adapters.lycoris_modules import WRITTEN
 from tests.network import oracle
 from tests.network.formats import PAGE, document
 
 
-def test_the_page_is_fresh() -> None:
-    assert PAGE.read_text(encoding="utf-8") == document(), "run python -m tests.network.formats"
+@pytest.fixture(scope="module")
+def page() -> str:
+    return document()
 
 
-def test_every_kind_is_exact_in_kohyas_keys() -> None:
-    rows = [
-        line.split(" | ") for line in document().splitlines() if line.startswith("| ") and "---" not in line
-    ]
+def test_the_page_is_fresh(page: str) -> None:
+    assert PAGE.read_text(encoding="utf-8") == page, "run python -m tests.network.formats"
+
+
+def test_every_kind_is_exact_in_kohyas_keys(page: str) -> None:
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ") and "---" not in line]
     kinds = [row for row in rows if len(row) == 8 and row[0] != "| kind"]
     assert len(kinds) == 12 and all(row[2] == row[3] == row[4] == "exact" for row in kinds)
+
+
+def test_all_that_lycoris_writes_is_exact(page: str) -> None:
+    rows = page.partition("## What LyCORIS writes")[2].partition("Where LyCORIS")[0].splitlines()
+    assert [row.endswith("| exact |") for row in rows if row.startswith("| ")][2:] == [True] * len(WRITTEN)
 
 
 @pytest.mark.skipif("SDLORA_FIXTURES" not in os.environ, reason="SDLORA_FIXTURES names no adapter files")

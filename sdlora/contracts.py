@@ -217,7 +217,8 @@ class Step(NamedTuple):
 
     latents, noise [B,C,h,w] fp32; timesteps [B] int64; tokens [B,E,L] int64 (text encoder trained) or
     conditioning (cached); sizes [B,6] | None; weight [B] (loss weight of each sample);
-    mask [B,1,h,w] | None (loss weight of each place).
+    mask [B,1,h,w] | None (loss weight of each place); members: of the runs that train together those whose
+    samples these are, one after another, or () when they are of all.
     """
 
     latents: Tensor
@@ -228,6 +229,7 @@ class Step(NamedTuple):
     sizes: Tensor | None
     weight: Tensor
     mask: Tensor | None
+    members: tuple[int, ...] = ()
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Step":
         """The same with `change` applied to every tensor."""
@@ -235,7 +237,7 @@ class Step(NamedTuple):
         def changed(part: Tensor | None) -> Tensor | None:
             return None if part is None else change(part)
 
-        return Step(
+        return self._replace(
             latents=change(self.latents),
             noise=change(self.noise),
             timesteps=change(self.timesteps),

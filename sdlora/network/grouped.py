@@ -1,7 +1,7 @@
 """Adapters of several runs on one base at once: each changes its own part of a batch.
 
 The many-tenants form of LoRA (Hu et al. 2021, sec. 4.2): the base's product is one for all, and the low-rank
-products of all are one batched product. A batch holds the parts of the members one after another, all of one
+products of all are one batched product. A batch holds parts of the members one after another, all of one
 size. Shapes: K members, N rows of a part, I O features of a layer, R the largest rank.
 """
 
@@ -19,7 +19,7 @@ from sdlora.network.attach import Network
 class Group(Adapter):
     """One layer's adapters of all members, None where a member leaves the layer as it is.
 
-    While `only` names a member (from 0), the whole batch is its own.
+    `present` are the numbers of the members that have parts of a batch, in their order.
     """
 
     kind = "group"
@@ -28,29 +28,28 @@ class Group(Adapter):
         super().__init__()
         self.members = members
         self._held = nn.ModuleList(member for member in members if member is not None)
-        self.only: int | None = None
-        loras = [member for member in members if isinstance(member, Lora)]
-        scales = [lora.scale for lora in loras]
+        self.present: Sequence[int] = range(len(members))
+        scales = [member.scale if isinstance(member, Lora) else 1.0 for member in members]
+        parameter = next(self.parameters())
         # on the device from the start, because a captured step can fetch nothing
-        self._scales = None if set(scales) <= {1.0} else loras[0].down.new_tensor(scales)[:, None, None]
+        self._scales = None if set(scales) == {1.0} else parameter.new_tensor(scales)[:, None, None]
 
     def adapted(self, x: Tensor, layer: nn.Module, plain: Callable[[Tensor], Tensor]) -> Tensor:
         """The layer's answer to the parts x [K*n,...,I] of a batch, each with its member's change in it."""
-        if self.only is not None:
-            return self._one(self.only, x, layer, plain)
-        loras = [m for m in self.members if isinstance(m, Lora) and m.plain_on(layer, x)]
-        if len(loras) < len(self.members):
-            parts = x.chunk(len(self.members))
-            return torch.cat([self._one(number, part, layer, plain) for number, part in enumerate(parts)])
+        members = [self.members[number] for number in self.present]
+        loras = [m for m in members if isinstance(m, Lora) and m.plain_on(layer, x)]
+        if len(members) == 1 or len(loras) < len(members):
+            parts = zip(members, x.chunk(len(members)), strict=True)
+            answers = [m.adapted(part, layer, plain) if m else plain(part) for m, part in parts]
+            return answers[0] if len(answers) == 1 else torch.cat(answers)
         rank = max(lora.rank for lora in loras)
         down = torch.stack([_padded(lora.down, rank, 0) for lora in loras]).to(x.dtype)
         up = torch.stack([_padded(lora.up, rank, 1) for lora in loras]).to(x.dtype)
-        out: Tensor = _Together.apply(x, layer.weight, layer.bias, down, up, self._scales)  # type: ignore[no-untyped-call]  # torch's gap
+        scales = None
+        if self._scales is not None:
+            scales = torch.cat([self._scales[number, None] for number in self.present])
+        out: Tensor = _Together.apply(x, layer.weight, layer.bias, down, up, scales)  # type: ignore[no-untyped-call]  # torch's gap
         return out
-
-    def _one(self, number: int, x: Tensor, layer: nn.Module, plain: Callable[[Tensor], Tensor]) -> Tensor:
-        member = self.members[number]
-        return plain(x) if member is None else member.adapted(x, layer, plain)
 
 
 def grouped(networks: Sequence[Network]) -> Network:

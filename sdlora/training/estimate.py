@@ -17,7 +17,6 @@ from sdlora.config import TrainConfig
 from sdlora.data.batches import plan_for
 from sdlora.data.folder import scan
 from sdlora.data.report import BucketRow, Report, report
-from sdlora.errors import ConfigError
 from sdlora.files import free_bytes
 from sdlora.home import Home
 from sdlora.loading import ModelInfo, describe
@@ -150,13 +149,6 @@ def plan_together(configs: Sequence[TrainConfig]) -> TrainPlan:
     require_alike(configs)
     unlike = {(config.data, config.loop): config for config in configs}  # adapters need no plan of their own
     plans = [plan_of(config) for config in unlike.values()]
-    shapes = {(row.width, row.height) for plan in plans for row in plan.buckets}
-    draws = {(config.data.folder, config.data.repeats, config.loop.seed) for config in configs}
-    if len(shapes) > 1 and len(draws) > 1:
-        raise ConfigError(
-            f"Runs of other pictures or seeds need batches of one shape, and these come in {len(shapes)}.",
-            "Set data.max_aspect to 1, which crops to squares, or train them one after the other.",
-        )
     return replace(
         plans[0],
         memory_bytes=_memory_together(configs, _described(configs[0])),

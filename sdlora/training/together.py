@@ -1,7 +1,8 @@
 """Several runs in one pass: one base, one batch made of all their samples, an adapter for each.
 
 What the runs have in common is computed once. Each keeps its own data, optimizer, events, checkpoints,
-commands and end, and learns what it would learn alone, up to rounding (and to other draws of dropout).
+commands and end, and learns what it would learn alone, up to rounding (and to other draws of dropout). Where
+their samples are of several forms, such as tall and wide pictures, a step takes a batch for each of them.
 """
 
 import contextlib
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from sdlora import runtime
 from sdlora.contracts import Family, Step
-from sdlora.errors import ConfigError
 from sdlora.events import Event, RunEnded
 from sdlora.network.grouped import Group, grouped
 from sdlora.runtime import Runtime
@@ -87,7 +87,7 @@ class Team:
         with runner.ready(forms=max(loop.forms for loop in self._courses)):
             while not (ended := self._ask(joint, runner)):
                 step = next(iter(self._asked)).done
-                runner.run(_joined(list(self._asked.values())), step=step)
+                runner.run(tuple(_joined(list(self._asked.values()))), step=step)
                 self._asked.clear()
         for loop in ended:
             del self._courses[loop]
@@ -133,29 +133,35 @@ class JointStep:
         self.members = members
         self.family: Family = members[0].family
         self.working = grouped([member.working for member in members])
-        self._leaves = [leaf for member in members for leaf in member.leaves]
 
     @contextlib.contextmanager
-    def only(self, number: int) -> Iterator[None]:
-        """Inside, whole batches are those of one member."""
+    def only(self, *numbers: int) -> Iterator[None]:
+        """Inside, batches hold samples of these members, one after another."""
         groups = [adapter for adapter in self.working.adapters.values() if isinstance(adapter, Group)]
+        before = [group.present for group in groups]
         for group in groups:
-            group.only = number
+            group.present = numbers
         try:
             yield
         finally:
-            for group in groups:
-                group.only = None
+            for group, present in zip(groups, before, strict=True):
+                group.present = present
 
     def accumulate(self, step: Step) -> None:
-        """The gradient of each member's mean loss is added to those of its step."""
-        for member in self.members:
+        """The gradient of the mean loss of each member that has samples in `step` is added to its step's."""
+        numbers = step.members or range(len(self.members))
+        with self.only(*numbers):
+            self._accumulate(step, [self.members[number] for number in numbers])
+
+    def _accumulate(self, step: Step, members: Sequence[TrainStep]) -> None:
+        for member in members:
             member.refresh()
-        parts = self.members[0].losses(step).chunk(len(self.members))
-        losses = [member.counted(part) for member, part in zip(self.members, parts, strict=True)]
-        scaled = [member.scaled(loss) for member, loss in zip(self.members, losses, strict=True)]
-        grads = iter(torch.autograd.grad(scaled, self._leaves, materialize_grads=True))
-        for member, loss in zip(self.members, losses, strict=True):
+        parts = members[0].losses(step).chunk(len(members))
+        losses = [member.counted(part) for member, part in zip(members, parts, strict=True)]
+        scaled = [member.scaled(loss) for member, loss in zip(members, losses, strict=True)]
+        leaves = [leaf for member in members for leaf in member.leaves]
+        grads = iter(torch.autograd.grad(scaled, leaves, materialize_grads=True))
+        for member, loss in zip(members, losses, strict=True):
             member.collect(Slope(loss.detach(), tuple(next(grads) for _ in member.leaves)))
 
     def exchange(self) -> None:
@@ -176,18 +182,18 @@ class JointStep:
         return [tensor for member in self.members for tensor in member.tensors()]
 
 
-def _joined(asked: Sequence[Sequence[Step]]) -> tuple[Step, ...]:
-    """The micro-batches of all runs as one each. Raises ConfigError when they are of different forms."""
-    return tuple(_one(steps) for steps in zip(*asked, strict=True))
+def _joined(asked: Sequence[Sequence[Step]]) -> Iterator[Step]:
+    """The micro-batches of all runs, as one for each of their forms."""
+    for steps in zip(*asked, strict=True):
+        of_form: dict[object, list[int]] = {}
+        for number, step in enumerate(steps):
+            of_form.setdefault(form_of(step), []).append(number)
+        for numbers in of_form.values():
+            one = _one([steps[number] for number in numbers])
+            yield one if len(of_form) == 1 else one._replace(members=tuple(numbers))
 
 
 def _one(steps: Sequence[Step]) -> Step:
-    if len({form_of(step) for step in steps}) > 1:
-        raise ConfigError(
-            "Runs that train together need batches of one form: pictures of one shape, captions of about one"
-            " length, and all or none with masks or a text encoder to teach.",
-            "Set data.max_aspect to 1, or train them one after the other.",
-        )
     columns = zip(*(parts_of(step) for step in steps), strict=True)
 
     def together(part: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def test_each_part_answers_and_learns_as_with_its_own_adapter_alone(
         leaves = [list(network.parameters()) for network in networks]
         found = torch.autograd.grad(together.square().sum(), [*leaves[0], *leaves[1]], materialize_grads=True)
         for adapter in group.adapters.values():
-            adapter.only = 1
+            adapter.present = (1,)
         only = answer(slice(2, 4))
     assert torch.allclose(together, torch.cat([out for out, _ in alone]), atol=1e-5)
     assert torch.allclose(only, alone[1][0], atol=1e-6)

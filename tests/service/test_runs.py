@@ -170,8 +170,7 @@ def test_a_sweep_is_one_process_and_each_of_its_runs_stops_by_itself(
 def test_runs_that_cannot_go_together_are_refused_before_they_start(
     studio: Studio, image_folder: Path
 ) -> None:
-    asked = config(image_folder, **{"data.max_aspect": 2})
-    for swept, said in ({"loop.seed": ["1", "2"]}, "one shape"), ({"loop.batch_size": ["1", "2"]}, "share"):
-        with pytest.raises(ConfigError, match=said):
-            studio.start_together(studio.several(asked, datasets=[image_folder], swept=swept))
+    swept = {"loop.batch_size": ["1", "2"]}
+    with pytest.raises(ConfigError, match="share"):
+        studio.start_together(studio.several(config(image_folder), datasets=[image_folder], swept=swept))
     assert studio.runs.names() == ()

@@ -9,17 +9,19 @@ import torch
 from PIL import Image, ImageChops
 from safetensors.torch import load_file
 
+from sdlora.contracts import Step
 from sdlora.errors import ConfigError
-from sdlora.events import Event, Notice, PreviewSaved, RunEnded, StepDone
+from sdlora.events import Event, Notice, PreviewSaved, StepDone
 from sdlora.training import measured, preview
 from sdlora.training.loop import train
 from sdlora.training.run import Run, Status
 from sdlora.training.session import Session
+from sdlora.training.step import TrainStep
 from sdlora.training.together import train_together
 from tests.pictures import draw
 from tests.training.conftest import MakeRun
 
-ALONE = {"adapter__dropout": 0.0, "loop__steps": 4, "data__max_aspect": 1.0}
+ALONE = {"adapter__dropout": 0.0, "loop__steps": 4}
 
 
 @pytest.fixture
@@ -41,18 +43,31 @@ def losses(run: Run) -> list[float]:
     return [event.loss for event in run.events()[0] if isinstance(event, StepDone)]
 
 
-def test_each_learns_what_it_would_alone(make_run: MakeRun, squares: Path) -> None:
+def test_each_learns_what_it_would_alone_whatever_the_forms_of_its_batches(
+    make_run: MakeRun, squares: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[tuple[int, ...], torch.Size]] = []
+    losses_of = TrainStep.losses
+
+    def watched(train_step: TrainStep, step: Step) -> torch.Tensor:
+        seen.append((step.members, step.latents.shape))
+        return losses_of(train_step, step)
+
     settings = [
         {"optimizer__lr": 1e-3, "loop__seed": 1, "adapter__rank": 2},
         {"optimizer__lr": 3e-3, "loop__seed": 2, "adapter__rank": 4, "adapter__alpha": 1.0},
         {"data__folder": str(squares), "loop__ema": 0.0, "adapter__kind": "dora"},
+        {"data__folder": str(squares), "data__captions__trigger": "x " * 90, "adapter__text_encoder": False},
     ]
     alone = [make_run(**ALONE, **values) for values in settings]
     together = [make_run(**ALONE, **values) for values in settings]
     for run in alone:
         train(run)
+    monkeypatch.setattr(TrainStep, "losses", watched)
     ended = train_together(together)
-    assert [end.outcome for end in ended.values()] == ["finished"] * 3
+    assert [end.outcome for end in ended.values()] == ["finished"] * 4
+    assert len({shape[2:] for _, shape in seen}) > 1
+    assert {1, 2} <= {len(members) for members, _ in seen}
     for one, other in zip(alone, together, strict=True):
         assert losses(other) == pytest.approx(losses(one), rel=1e-4)
         expected, found = weights(one), weights(other)
@@ -147,15 +162,3 @@ def test_what_runs_take_together_is_not_taken_for_what_one_takes(
 def test_what_must_be_shared_is_named(make_run: MakeRun, change: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         train_together([make_run(), make_run(**change)])
-
-
-def test_batches_of_two_forms_are_refused_and_both_runs_say_so(make_run: MakeRun, squares: Path) -> None:
-    runs = [
-        make_run(**ALONE),
-        make_run(**ALONE, data__folder=str(squares), data__captions__trigger="x " * 90),
-    ]
-    with pytest.raises(ConfigError, match="one form"):
-        train_together(runs)
-    for run in runs:
-        end = run.events()[0][-1]
-        assert isinstance(end, RunEnded) and end.outcome == "failed"

@@ -103,21 +103,48 @@ def times(call: Callable[[], object], device: torch.device, *, repeats: int, war
     return found
 
 
+def one_step(base: Base, size: dict) -> Callable[[], None]:
+    """One call of the UNet with guidance, on inputs that stay where they are."""
+    made = {"device": base.device, "dtype": base.dtype}
+    noisy = torch.randn(2, 4, size["side"], size["side"], **made)
+    text = torch.randn(2, 77, size["cross"], **made)
+    extra = {"text_embeds": torch.randn(2, 2816 - 6 * 256, **made), "time_ids": torch.zeros(2, 6, **made)}
+    when = torch.tensor(500, device=base.device)
+
+    def step() -> None:
+        base.components["unet"](noisy, when, encoder_hidden_states=text, added_cond_kwargs=extra)
+
+    return step
+
+
+@torch.no_grad()
+def replayed(base: Base, files: list[Path], size: dict, *, repeats: int) -> dict[str, float]:
+    """What the device itself takes for a step with constant adapters: one recorded graph, other weights."""
+    if base.device.type != "cuda":
+        return {}
+    step, patch = one_step(base, size), Patch(base)
+    times(step, base.device, repeats=1)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    found: dict[str, list[float]] = {}
+    for _ in range(ROUNDS):
+        for count in (0, *COUNTS):
+            patch.apply([Entry(file, 0.5) for file in files[:count]])
+            found.setdefault(f"replayed {count}", []).extend(
+                times(graph.replay, base.device, repeats=3 * repeats)
+            )
+    patch.restore()
+    return {name: statistics.median(row) for name, row in found.items()}
+
+
 @torch.no_grad()
 def steps(base: Base, files: list[Path], size: dict, *, repeats: int) -> dict[str, float]:
     """A step without adapters, with constant ones and with changing ones.
 
     All are measured in turn, several rounds long, so that clocks that drift touch every row alike.
     """
-    made = {"device": base.device, "dtype": base.dtype}
-    noisy = torch.randn(2, 4, size["side"], size["side"], **made)
-    text = torch.randn(2, 77, size["cross"], **made)
-    extra = {"text_embeds": torch.randn(2, 2816 - 6 * 256, **made), "time_ids": torch.zeros(2, 6, **made)}
-    unet, cache = base.components["unet"], AdapterCache(base, limit=4 << 30)
-
-    def step() -> None:
-        unet(noisy, 500, encoder_hidden_states=text, added_cond_kwargs=extra)
-
+    step, cache = one_step(base, size), AdapterCache(base, limit=4 << 30)
     times(step, base.device, repeats=1, warm=3 * repeats)  # until clocks and allocator have settled
     found: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
@@ -207,6 +234,7 @@ def main() -> None:
         files = [make_adapter(base, folder / f"{n}.safetensors", rank=size["rank"], seed=n) for n in range(8)]
         for part in (
             lambda: switching(base, files, repeats=arguments.repeats),
+            lambda: replayed(base, files, size, repeats=arguments.repeats),
             lambda: steps(base, files, size, repeats=arguments.repeats),
             lambda: merging(files, folder),
         ):

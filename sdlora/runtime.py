@@ -197,7 +197,6 @@ def kernels(*, deterministic: bool, threads: int = 0) -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]  # not in torch's stubs
         torch.backends.cudnn.benchmark,
         torch.get_num_threads(),
-        torch.backends.cuda.flash_sdp_enabled(),  # type: ignore[no-untyped-call]  # torch's gap
     )
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -208,16 +207,12 @@ def kernels(*, deterministic: bool, threads: int = 0) -> Iterator[None]:
         # trying every kernel takes half a minute and, at 1024 pixels, all the memory of the card
         torch.backends.cudnn.benchmark = False
         torch.set_num_threads(threads or before[3])
-        if deterministic and torch.cuda.is_available():
-            # with it a captured step of 16 bit is not the uncaptured one to the last bit
-            torch.backends.cuda.enable_flash_sdp(False)
         yield
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.utils.deterministic.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]  # as above
         torch.backends.cudnn.benchmark = before[2]
         torch.set_num_threads(before[3])
-        torch.backends.cuda.enable_flash_sdp(before[4])
 
 
 @contextlib.contextmanager

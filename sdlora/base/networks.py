@@ -55,6 +55,17 @@ def load_projected_text_encoder(
     return encoder
 
 
+def encode(encoder: CLIPTextModel | CLIPTextModelWithProjection, ids: Tensor) -> Any:  # Any: its own
+    """What the text encoder answers to ids [N,77], with the states of all layers [N,77,D]; differentiable.
+
+    The mask that hides later tokens is given to it: without one transformers (5.17) leaves hiding them to the
+    attention kernel, but not while a step is recorded as a CUDA graph, and two kernels round differently.
+    """
+    count, length = ids.shape
+    later = torch.full((length, length), -torch.inf, device=ids.device, dtype=encoder.dtype).triu(1)
+    return encoder(ids, attention_mask=later.expand(count, 1, -1, -1), output_hidden_states=True)
+
+
 @torch.no_grad()
 def measured_prediction(
     unet: nn.Module, config: Config, *, device: torch.device, dtype: torch.dtype

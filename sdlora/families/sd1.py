@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from sdlora.base import prompts as prompt_tokens
 from sdlora.base.autoencoder import Autoencoder, load_autoencoder
 from sdlora.base.files import ModelFiles, native_size, weights_hash
-from sdlora.base.networks import load_text_encoder, load_unet, measured_prediction
+from sdlora.base.networks import encode, load_text_encoder, load_unet, measured_prediction
 from sdlora.base.original import SD2_SIDES
 from sdlora.base.targets import PRESETS
 from sdlora.contracts import Conditioning, LatentFormat, Tokens
@@ -102,7 +102,7 @@ class StableDiffusion1:
         A layer that is left out stands for the last one that is there.
         """
         ids = tokens.ids[:, 0]
-        output = self.text_encoder(ids.reshape(-1, 77), output_hidden_states=True)
+        output = encode(self.text_encoder, ids.reshape(-1, 77))
         layer = max(clip_skip - self.layers_left_out, 1)
         states = self.text_encoder.final_layer_norm(output.hidden_states[-layer])
         states = states.reshape(*ids.shape, -1)

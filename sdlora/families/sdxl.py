@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from sdlora.base import prompts as prompt_tokens
 from sdlora.base.autoencoder import Autoencoder, load_autoencoder
 from sdlora.base.files import ModelFiles, native_size, weights_hash
-from sdlora.base.networks import load_projected_text_encoder, load_text_encoder, load_unet
+from sdlora.base.networks import encode, load_projected_text_encoder, load_text_encoder, load_unet
 from sdlora.base.targets import PRESETS
 from sdlora.contracts import Conditioning, LatentFormat, Tokens
 from sdlora.families import FAMILIES
@@ -103,8 +103,8 @@ class StableDiffusionXL:
         batch, _, length = tokens.ids.shape
         first, second = tokens.ids.unbind(dim=1)
         outputs = [
-            self.text_encoder(first.reshape(-1, 77), output_hidden_states=True),
-            self.text_encoder_2(second.reshape(-1, 77), output_hidden_states=True),
+            encode(self.text_encoder, first.reshape(-1, 77)),
+            encode(self.text_encoder_2, second.reshape(-1, 77)),
         ]
         layer = max(clip_skip, 2)
         parts = [output.hidden_states[-layer].reshape(batch, length, -1) for output in outputs]

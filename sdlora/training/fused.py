@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -25,17 +26,24 @@ class Kernels(Protocol):
 
 
 @functools.cache
-def hindrance(device: torch.device, dtype: torch.dtype) -> str:
-    """Why kernels of our own cannot run on `device` in `dtype`; empty where they can."""
+def hindrance(device: torch.device, dtype: torch.dtype) -> Future[str]:
+    """Why kernels of our own cannot run on `device` in `dtype`; empty where they can.
+
+    It is found out in a thread: they are compiled for seconds, the first time on a machine.
+    """
+    trial = ThreadPoolExecutor(1)
+    found = trial.submit(_hindrance, device, dtype)
+    trial.shutdown(wait=False)
+    return found
+
+
+def _hindrance(device: torch.device, dtype: torch.dtype) -> str:
     if device.type != "cuda":
         return "they are for NVIDIA GPUs"
     try:
         from sdlora.training import kernels
 
-        picture = torch.ones(1, 32, 4, 4, device=device, dtype=dtype, requires_grad=True)
-        norm = nn.GroupNorm(32, 32).to(device, dtype)
-        kernels.geglu(kernels.group_norm(picture, norm, silu=False).flatten()).sum().backward()  # type: ignore[no-untyped-call]  # torch's gap
-        torch.cuda.synchronize(device)
+        kernels.run_all(device, dtype)
     except Exception as error:  # noqa: BLE001  # whatever a compiler raises that is missing or does not fit
         return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     return ""

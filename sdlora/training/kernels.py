@@ -7,6 +7,10 @@ where one is enough. Both repeat their bits: no sum depends on the order in whic
 Shapes: B batch, C channels, G groups, P places of a picture, N rows, D features.
 """
 
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 import triton
 import triton.language as tl
@@ -17,6 +21,21 @@ _ROWS, _COLUMNS = 32, 128  # places and channels that a program holds at once
 _PARTS = 64  # parts of a picture whose sums are merged at once
 _PROGRAMS = 528  # that keep every multiprocessor of today's cards busy
 _MANY = 1024  # values of GEGLU that a program makes
+
+
+def run_all(device: torch.device, dtype: torch.dtype) -> None:
+    """Every kernel has run once, on next to nothing, and is compiled for pictures of `dtype`.
+
+    Compiling takes a second for each, the first time on a machine, so they are compiled side by side. Raises
+    whatever a compiler raises that is missing or does not fit.
+    """
+    with torch.cuda.device(device):
+        launches = _launches(torch.ones(1, 32, 4, 4, device=device, dtype=dtype))
+        launches.pop()()  # makes what the others share
+    with ThreadPoolExecutor(initializer=torch.cuda.set_device, initargs=(device,)) as pool:
+        for launched in [pool.submit(launch) for launch in launches]:
+            launched.result()
+    torch.cuda.synchronize(device)
 
 
 def group_norm(x: Tensor, norm: nn.GroupNorm, *, silu: bool) -> Tensor:
@@ -85,6 +104,28 @@ class _GeGlu(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
         return geglu_slope(ctx.saved_tensors[0], gradient)
+
+
+def _launches(x: Tensor) -> list[Callable[[], object]]:
+    """One of every kernel, for x [B,C,H,W] in groups of one channel."""
+    shape = _Shape(x, x.shape[1])
+    each, out, weight = (shape.batch, x.shape[1]), torch.empty_like(x), x[0, :, 0, 0].contiguous()
+    parts = x.new_empty(shape.batch, shape.parts, 2, shape.channels, dtype=torch.float32)
+    stats = x.new_empty(*each, 2, dtype=torch.float32)
+    launches = [
+        functools.partial(_moments[shape.grid], x, parts, *shape.sizes),
+        functools.partial(_merge_moments[each], x, parts, stats, 1e-5, *shape.merging),
+        functools.partial(_merge_products[each], parts, weight, stats, *shape.merging),
+        functools.partial(_geglu_back[1, 1], x, weight, x, 16, _MANY),
+    ]
+    for silu in (False, True):
+        norm = (weight, weight, out, *shape.sizes, silu)
+        launches += [
+            functools.partial(_normalise[shape.grid], x, stats, *norm),
+            functools.partial(_products[shape.grid], x, x, stats, weight, weight, parts, *shape.sizes, silu),
+            functools.partial(_denormalise[shape.grid], x, x, stats, stats, *norm),
+        ]
+    return [*launches, functools.partial(_geglu[1, 1], x, weight, 16, _MANY)]
 
 
 class _Shape:

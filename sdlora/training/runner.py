@@ -57,6 +57,7 @@ class Runner:
         self._compiling = self.loop.compile == "always"
         self._ladder = Ladder(self.loop, whole=whole)
         self._fusing = False
+        self._hindrance = hindrance(machine.device, session.family.dtype)
         self._captured: CapturedStep | None = None
         self._changes = contextlib.ExitStack()
         self._forms = 1
@@ -69,7 +70,7 @@ class Runner:
         working = self.session.train_step.working
         with attached(self.session.family, working), self._changes:
             working.train()
-            self._fusing = self._on_cuda and self._can_fuse()
+            self._fusing = self._on_cuda and not self._told_hindrance()
             self._arrange()
             yield
 
@@ -146,10 +147,10 @@ class Runner:
         if self._capturing:
             self._captured = CapturedStep(self.session.train_step)
 
-    def _can_fuse(self) -> bool:
-        if reason := hindrance(self.machine.device, self.session.family.dtype):
+    def _told_hindrance(self) -> str:
+        if reason := self._hindrance.result():
             self._tell(f"Kernels of our own cannot run here: {reason}.", "The run goes on with torch's.")
-        return not reason
+        return reason
 
     def _tell(self, text: str, hint: str) -> None:
         self.session.tell(Notice(text=text, hint=hint))

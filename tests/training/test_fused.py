@@ -20,7 +20,13 @@ def on_gpu(test: Callable[..., None]) -> Callable[..., None]:
 
 
 def test_elsewhere_than_on_a_gpu_there_is_a_reason_not_to_use_them() -> None:
-    assert hindrance(torch.device("cpu"), torch.float32) == "they are for NVIDIA GPUs"
+    assert hindrance(torch.device("cpu"), torch.float32).result() == "they are for NVIDIA GPUs"
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_on_a_gpu_all_of_them_run(dtype: torch.dtype) -> None:
+    assert hindrance(CUDA, dtype).result() == ""
 
 
 @on_gpu

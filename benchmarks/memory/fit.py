@@ -39,7 +39,7 @@ class Sample(NamedTuple):
 
     def error(self, kept: float, inside: float, workspace: float) -> float:
         """By how much the constants miss the peak, as a part of it."""
-        taken = workspace + self.counted.copied + kept * self.counted.kept + inside * self.counted.inside
+        taken = workspace + kept * self.counted.kept + inside * self.counted.inside
         return (taken - self.taken) / (self.fixed + self.taken)
 
 
@@ -76,7 +76,6 @@ def setting(point: Point) -> Setting:
         batch=point.batch,
         checkpointing=point.checkpointing,
         fused=True,
-        captured=point.capture,
     )
 
 
@@ -105,7 +104,7 @@ def fitted(samples: list[Sample]) -> tuple[float, float, float]:
     """KEPT, INSIDE and WORKSPACE: least squares of the relative error."""
     rows = np.array([[one.counted.kept, one.counted.inside, 1e9] for one in samples])
     weight = 1 / np.array([one.fixed + one.taken for one in samples], dtype=float)
-    taken = np.array([one.taken - one.counted.copied for one in samples])
+    taken = np.array([one.taken for one in samples])
     kept, inside, workspace = np.linalg.lstsq(rows * weight[:, None], taken * weight, rcond=None)[0]
     return float(kept), float(inside), float(workspace * 1e9)
 

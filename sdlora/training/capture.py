@@ -5,6 +5,7 @@ the kernels of `TrainStep`, so that the result is the same. All graphs draw thei
 pool, since no two run at once.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -27,7 +28,7 @@ class CapturedStep:
 
     def __init__(self, train_step: OptimizerStep) -> None:
         self._step = train_step
-        self._stream = torch.cuda.Stream(train_step.family.device)  # type: ignore[no-untyped-call]  # torch's gap
+        self._stream = _stream(train_step.family.device)
         self._pool = torch.cuda.graph_pool_handle()
         self._micro: dict[tuple[object, ...], tuple[Step, torch.cuda.CUDAGraph]] = {}
         self._update: torch.cuda.CUDAGraph | None = None
@@ -80,10 +81,16 @@ class CapturedStep:
         return graph
 
 
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The one to record on: cuBLAS keeps 32 MiB for each that it has met, and a step may be recorded anew."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's gap
+
+
 @contextmanager
 def _unchanged(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """After it the tensors hold what they held before."""
-    before = [tensor.clone() for tensor in tensors]
+    """After it the tensors hold what they held before; meanwhile that waits in the machine's memory."""
+    before = [tensor.to("cpu", copy=True) for tensor in tensors]
     try:
         yield
     finally:

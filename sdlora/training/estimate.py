@@ -249,7 +249,6 @@ def _setting(config: TrainConfig, info: ModelInfo) -> Setting:
         clip_skip=config.base.clip_skip,
         storage=config.base.storage,
         offload=config.loop.offload and on_gpu,
-        captured=config.loop.capture and on_gpu and not config.loop.offload,
         fused=on_gpu and importlib.util.find_spec("triton") is not None,
         checkpointing=config.loop.checkpointing,
         averaged=config.loop.ema > 0,

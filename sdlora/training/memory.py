@@ -41,7 +41,7 @@ from sdlora.training.fused import fused
 from sdlora.training.recompute import blocks
 
 KEPT = 1.10  # bytes that a kept byte takes
-INSIDE = 2.65  # the same of a block that is computed again, whose gradients are there at the same time
+INSIDE = 2.60  # the same of a block that is computed again, whose gradients are there at the same time
 WORKSPACE = 0.16e9  # bytes that libraries take for themselves
 PIXEL_ENCODED = 3770  # bytes a pixel of a picture, which is encoded in fp32
 PIXEL_DECODED = 4990  # and decoded in 16 bit
@@ -68,7 +68,6 @@ class Setting:
     storage: str = "full"
     offload: bool = False
     fused: bool = False  # whether kernels of our own run
-    captured: bool = False
     checkpointing: bool = False
     averaged: bool = False
     previews: bool = True
@@ -80,15 +79,13 @@ class Counted:
 
     `held` are the weights that the steps need, `learned` adapters with all that the optimizer has for them;
     `kept` is kept from forward to backward, `inside` is the most that a recomputed block keeps meanwhile.
-    `copied` are copies of what a step changes, which are there while it is captured. `waiting` are weights
-    that the steps do not need.
+    `waiting` are weights that the steps do not need.
     """
 
     held: int
     waiting: int
     vae: int
     learned: int
-    copied: int
     kept: int
     inside: int
     pixels: int
@@ -102,7 +99,7 @@ class Counted:
     @property
     def steps(self) -> float:
         """Bytes while the adapters learn."""
-        return self.held + self.learned + self.copied + KEPT * self.kept + INSIDE * self.inside + WORKSPACE
+        return self.held + self.learned + KEPT * self.kept + INSIDE * self.inside + WORKSPACE
 
     @property
     def drawing(self) -> float:
@@ -132,7 +129,7 @@ def count(info: ModelInfo, setting: Setting) -> Counted:
     texts = text_encoders(family) if trains_text else ()
     kept, inside = _activations(family, working, setting, trains_text=trains_text)
     # value, gradient, two moments[, average]; a gradient on its way and what the layers compute with
-    learned = copied = _bytes(network) * (5 if setting.averaged else 4)
+    learned = _bytes(network) * (5 if setting.averaged else 4)
     if working is not network:
         learned += _bytes(network) + _bytes(working)
     return Counted(
@@ -140,7 +137,6 @@ def count(info: ModelInfo, setting: Setting) -> Counted:
         waiting=sum(_bytes(each) for name, each in family.networks.items() if name not in ("unet", *texts)),
         vae=_bytes(family.networks["vae"]),
         learned=learned,
-        copied=copied if setting.captured else 0,
         kept=kept,
         inside=inside,
         pixels=setting.side**2,

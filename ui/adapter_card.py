@@ -60,17 +60,12 @@ def applied(reports: Sequence[Mapping[str, Any]]) -> str:
 
 def measured(job: Job) -> str:
     """What a finished measurement found."""
-    told = job.told
-    words = note(
-        f"{told['energy']:.0%} of what it does lies in {told['needed']} of its {told['rank']} directions.",
-        hint="So many ranks are enough for half of its layers.",
-    )
     shown = "".join(
         f'<img class="measure" src="{file_url(path)}" alt="{escape(path.stem)}">'
         for path in job.files
         if path.suffix == ".png"
     )
-    return words + shown + links(job.files)
+    return _directions(job.told) + shown + links(job.files)
 
 
 def made(job: Job) -> str:
@@ -86,6 +81,22 @@ def made(job: Job) -> str:
         f"{path.name} is in the library.", kind="good",
         hint=f"Rank {_range(tuple(ranks))}, {kept:.1%} of the energy kept.",
     )  # fmt: skip
+
+
+def _directions(told: Mapping[str, Any]) -> str:
+    count, needed = told["directions"], told["needed"]
+    if not count:
+        return note("Changes of normalisations and biases are one direction each: there is none to spare.")
+    if needed is None:
+        return note(
+            f"What it does is spread over more than {count} directions: the first {count} hold"
+            f" {told['held']:.0%} of it.",
+            hint="A LoRA could only be close to it.",
+        )
+    return note(
+        f"{told['energy']:.0%} of what it does lies in {needed} of its {count} directions.",
+        hint="So many ranks are enough for half of its layers.",
+    )
 
 
 def _applied(report: Mapping[str, Any]) -> str:

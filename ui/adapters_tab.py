@@ -71,7 +71,7 @@ class AdaptersTab:
             with gr.Accordion("Name, words and picture", open=False):
                 self._texts()
             with gr.Accordion("What is inside", open=False):
-                gr.HTML('<p class="dim">Where it acts, and how many ranks it needs. Of LoRA only.</p>')
+                gr.HTML('<p class="dim">Where it acts, and how many ranks it needs.</p>')
                 with gr.Row(elem_classes="actions"):
                     self.measure = gr.Button("Measure", size="sm", elem_id="measure-go", scale=0)
                 self.measuring = Task(self.studio, elem_id="measured")

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pictures",
         type=Path,
         metavar="FOLDER",
-        help="write norms by block and the singular values of every layer, as PNG and CSV (LoRA only)",
+        help="write norms by block and the singular values of every layer, as PNG and CSV",
     )
+    parser.add_argument("--base", help="for pictures of kinds other than LoRA: the model they were made for")
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
@@ -42,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.metadata and not arguments.json:
         print("\n".join(f"  {key}: {value}" for key, value in sorted(info.metadata.items())))
     if arguments.pictures:
-        _draw(file, arguments.pictures)
+        _draw(file, arguments.pictures, base=arguments.base)
     return 0
 
 
@@ -68,21 +70,21 @@ def told(info: "AdapterInfo") -> str:
     return "\n".join(lines)
 
 
-def _draw(file: Path, folder: Path) -> None:
+def _draw(file: Path, folder: Path, *, base: str | None) -> None:
     """Where the adapter acts, and how many directions each of its layers needs, as pictures and tables."""
-    from torch import stack
-    from torch.nn.functional import pad
+    from sdlora.network import picture
+    from sdlora.network.profile import profile
 
-    from sdlora.network import measure, picture
-
-    norms, spectra = measure.norms(file), measure.spectra(file)
-    longest = max(map(len, spectra.values()))
-    mean = stack([pad(s, (0, longest - len(s))) for s in spectra.values()]).mean(dim=0).tolist()
-    draw(folder / "norms.png", picture.bars(norms, title="Norm of the change by block"))
-    draw(folder / "spectra.png", picture.curve(mean, title="Singular values, mean of all layers"))
-    write_atomic(folder / "norms.csv", picture.table(list(norms.items()), header=["block", "norm"]))
-    rows = [[f"{layer.component}.{layer.path}", *s.tolist()] for layer, s in spectra.items()]
-    header = ["layer", *map(str, range(1, longest + 1))]
+    found = profile(file, family=entries.load(base, Home.default()) if base else None)
+    draw(folder / "norms.png", picture.bars(found.norms, title="Norm of the change by block"))
+    write_atomic(folder / "norms.csv", picture.table(list(found.norms.items()), header=["block", "norm"]))
+    if not found.spectra:
+        note = "No spectra: changes of normalisations and biases are one direction each."
+        print(note, file=sys.stderr)
+        return
+    draw(folder / "spectra.png", picture.curve(found.mean, title="Singular values, mean of all layers"))
+    rows = [[f"{layer.component}.{layer.path}", *s.tolist()] for layer, s in found.spectra.items()]
+    header = ["layer", *map(str, range(1, len(found.mean) + 1))]
     write_atomic(folder / "spectra.csv", picture.table(rows, header=header))
 
 

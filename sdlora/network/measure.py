@@ -1,4 +1,4 @@
-"""Adapters measured: where they act, how many directions they need, and how two of them get along.
+"""How adapters get along: the angle between their deltas, and what their leading directions share.
 
 Of LoRA everything follows from the factors alone, in milliseconds a layer and without a base; how other kinds
 get along is told from their deltas on their base. Symbols as in LoRA (Hu et al. 2021), sec. 7.2.
@@ -21,7 +21,7 @@ from sdlora.network.attach import module_of
 from sdlora.network.blocks import block_of
 from sdlora.network.codec import AdapterFile
 from sdlora.network.loose import loras, shape_of
-from sdlora.network.spectrum import of_lora, of_matrix, whole_down
+from sdlora.network.spectrum import of_matrix, whole_down
 from sdlora.network.stack import Entry, check_constant
 
 
@@ -38,21 +38,6 @@ class Conflict:
     energy: float
     overlap: float
     blocks: Mapping[str, float]
-
-
-def spectra(path: Path) -> dict[Layer, Tensor]:
-    """The singular values of every layer's delta, falling. Raises AdapterError for anything but LoRA."""
-    return {layer: of_lora(lora).s for layer, lora in loras(AdapterFile.open(path)).items()}
-
-
-def norms(path: Path) -> dict[str, float]:
-    """The Frobenius norm of the deltas by block: BASE (text encoders), IN00 ..., MID, OUT00 ..."""
-    squares: dict[str, float] = {}
-    for layer, lora in loras(AdapterFile.open(path)).items():
-        block = block_of(layer) or "other"
-        squares[block] = squares.get(block, 0.0) + inner(lora, lora)
-    order = sorted(squares, key=lambda block: (_ORDER.get(block.rstrip("0123456789"), 4), block))
-    return {block: sqrt(max(squares[block], 0.0)) for block in order}
 
 
 def similarity(first: Lora | Tensor, second: Lora | Tensor, *, largest: int = 64) -> Tensor:
@@ -75,7 +60,7 @@ def similarities(
     return {
         layer: similarity(*pair, largest=largest)
         for layer, pair in _shared(first, second, family)
-        if _wide(pair)
+        if all(map(wide, pair))
     }
 
 
@@ -94,7 +79,7 @@ def conflict(first: Entry, second: Entry, *, leading: int = 8, family: Family | 
         crossed[block] = crossed.get(block, 0.0) + by[0] * by[1] * inner(a, b)
         before = own.get(block, (0.0, 0.0))
         own[block] = before[0] + by[0] ** 2 * inner(a, a), before[1] + by[1] ** 2 * inner(b, b)
-        if _wide((a, b)):
+        if wide(a) and wide(b):
             overlaps.append(float(similarity(a, b, largest=leading)[-1, -1]))
     energies = sum(e[0] for e in own.values()), sum(e[1] for e in own.values())
     total = sum(crossed.values())
@@ -112,10 +97,10 @@ def balanced(entries: Sequence[Entry], *, family: Family | None = None) -> tuple
     A stack that is no stronger stays as it is. Kinds other than LoRA need the base, `family`. Raises
     AdapterError when it is missing.
     """
-    held = [_held(AdapterFile.open(entry.file), family) for entry in entries]
+    held = [adapters_of(AdapterFile.open(entry.file), family) for entry in entries]
     gram = torch.zeros(len(entries), len(entries), dtype=torch.float64)
     for layer in dict.fromkeys(layer for one in held for layer in one):
-        found = {i: _change(one[layer], layer, family) for i, one in enumerate(held) if layer in one}
+        found = {i: change_of(one[layer], layer, family) for i, one in enumerate(held) if layer in one}
         for i, j in itertools.product(found, found):
             by = entries[i].weight_at(layer) * entries[j].weight_at(layer)
             gram[i, j] += by * inner(found[i], found[j])
@@ -147,35 +132,12 @@ def inner(first: Lora | Tensor, second: Lora | Tensor) -> float:
     return float((matrices[0][:, :width] * matrices[1][:, :width]).sum(dtype=torch.float64))
 
 
-_ORDER = {"BASE": 0, "IN": 1, "MID": 2, "OUT": 3}
-
-
-def _shared(
-    first: Path, second: Path, family: Family | None
-) -> Iterator[tuple[Layer, tuple[Lora | Tensor, Lora | Tensor]]]:
-    """The layers that both files change, one at a time in memory.
-
-    Raises AdapterError when they are for different bases.
-    """
-    one, two = (AdapterFile.open(path) for path in (first, second))
-    left, right = _held(one, family), _held(two, family)
-    shared = [layer for layer in left if layer in right]
-    for layer in shared:
-        a, b = left[layer], right[layer]
-        if isinstance(a, Lora) and isinstance(b, Lora) and shape_of(a) != shape_of(b):
-            raise AdapterError(
-                f"{first} was made for {one.detected.title}, {second} for {two.detected.title}.",
-                "Only adapters of one base family can be compared.",
-            )
-    for layer in shared:
-        yield layer, (_change(left[layer], layer, family), _change(right[layer], layer, family))
-
-
-def _held(file: AdapterFile, family: Family | None) -> Mapping[Layer, Adapter]:
+def adapters_of(file: AdapterFile, family: Family | None) -> Mapping[Layer, Adapter]:
+    """The file's adapters by layer. Raises AdapterError for other kinds than LoRA without their `family`."""
     return loras(file) if family is None else file.resolve(family).adapters
 
 
-def _change(adapter: Adapter, layer: Layer, family: Family | None) -> Lora | Tensor:
+def change_of(adapter: Adapter, layer: Layer, family: Family | None) -> Lora | Tensor:
     """LoRA as it is; of other kinds the change of the weight as [O,I], of the bias as one more column."""
     if family is None or isinstance(adapter, Lora):
         assert isinstance(adapter, Lora)
@@ -187,9 +149,30 @@ def _change(adapter: Adapter, layer: Layer, family: Family | None) -> Lora | Ten
     return change if column is None else torch.cat([change, column.detach().float()[:, None]], dim=1)
 
 
-def _wide(pair: Sequence[Lora | Tensor]) -> bool:
-    """Whether there are directions to compare: not in normalisations, and biases alone have one."""
-    return all(isinstance(change, Lora) or change.shape[1] > 2 for change in pair)
+def wide(change: Lora | Tensor) -> bool:
+    """Whether the change has directions: that of a normalisation or of a bias alone is one itself."""
+    return isinstance(change, Lora) or (change.shape[1] > 2 and bool(change[:, :-1].any()))
+
+
+def _shared(
+    first: Path, second: Path, family: Family | None
+) -> Iterator[tuple[Layer, tuple[Lora | Tensor, Lora | Tensor]]]:
+    """The layers that both files change, one at a time in memory.
+
+    Raises AdapterError when they are for different bases.
+    """
+    one, two = (AdapterFile.open(path) for path in (first, second))
+    left, right = adapters_of(one, family), adapters_of(two, family)
+    shared = [layer for layer in left if layer in right]
+    for layer in shared:
+        a, b = left[layer], right[layer]
+        if isinstance(a, Lora) and isinstance(b, Lora) and shape_of(a) != shape_of(b):
+            raise AdapterError(
+                f"{first} was made for {one.detected.title}, {second} for {two.detected.title}.",
+                "Only adapters of one base family can be compared.",
+            )
+    for layer in shared:
+        yield layer, (change_of(left[layer], layer, family), change_of(right[layer], layer, family))
 
 
 def _directions(change: Lora | Tensor, largest: int) -> Tensor:

@@ -75,13 +75,19 @@ class Studio:
         return self.runs.start(config)
 
     def several(
-        self, config: TrainConfig, *, datasets: Sequence[Path], swept: Mapping[str, Sequence[str]]
+        self,
+        config: TrainConfig,
+        *,
+        datasets: Sequence[Path],
+        swept: Mapping[str, Sequence[str]],
+        triggers: Sequence[str] = (),
     ) -> tuple[TrainConfig, ...]:
         """What `config` becomes for each of the datasets with each combination of the swept values.
 
-        Raises ConfigError when a value will not do, or names two runs the same.
+        `triggers` are words of the datasets, one for each, else all have the one of `config`. Raises
+        ConfigError when a value will not do, or names two runs the same.
         """
-        own = asked(config.output.name, [str(folder) for folder in datasets], swept)
+        own = asked(config.output.name, [str(folder) for folder in datasets], swept, triggers=triggers)
         return tuple(build(TrainConfig, {**flatten(config), **values}) for values in own.values())
 
     def plan_together(self, configs: Sequence[TrainConfig]) -> TrainPlan:
@@ -179,7 +185,9 @@ class Studio:
 
     def measure(self, file: Path) -> Job:
         """Where the adapter acts, and how many directions it needs, waits for the worker."""
-        values = {"file": str(self.library.adapter(file).path)}
+        adapter = self.library.adapter(file)
+        families = {adapter.info.family} if adapter.info else set[str]()
+        values = {"file": str(adapter.path), "bases": self.models.of(families)}
         return self._work("measure", f"Measuring {file.stem}", values | self._pictures)
 
     def recipe(self, file: Path) -> TrainConfig:

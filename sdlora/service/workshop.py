@@ -19,12 +19,13 @@ from sdlora.errors import AdapterError, SdloraError
 from sdlora.files import replacing, write_atomic
 from sdlora.generation.request import entry_tag
 from sdlora.loading import load_family
-from sdlora.network import measure, picture, rounding, spectrum
+from sdlora.network import measure, picture, rounding
 from sdlora.network.bake import bake
 from sdlora.network.change import Change
 from sdlora.network.codec import AdapterFile
 from sdlora.network.loose import plain
 from sdlora.network.merge import Written, merge
+from sdlora.network.profile import profile
 from sdlora.network.resize import extract, resize
 from sdlora.network.stack import Entry
 from sdlora.service.process import Done, Message
@@ -105,21 +106,21 @@ def _compare(message: Message, at: At) -> Done:
 def _measure(message: Message, at: At) -> Done:
     """Where an adapter acts, and how many directions it needs."""
     file, folder = Path(message["file"]), Path(message["pictures"])
-    norms, spectra = measure.norms(file), list(measure.spectra(file).values())
-    at(1, 2)
-    longest = max(map(len, spectra))
-    padded = torch.stack([torch.nn.functional.pad(s.float(), (0, longest - len(s))) for s in spectra])
-    mean: list[float] = padded.mean(dim=0).tolist()
-    needed = sorted(spectrum.rank_for(s, energy=ENOUGH) for s in spectra)
+    found = profile(file, family=_fitting([Entry(file)], message), on_layer=at)
     names = [f"{file.stem} by block", f"{file.stem} by direction"]
     files = [
-        _saved(picture.bars(norms, title="How much it changes each block"), names[0], folder=folder),
-        _saved(picture.curve(mean, title="Strength of its directions, mean of all layers"), names[1],
-               folder=folder),
-        _table(list(norms.items()), names[0], header=["block", "norm"], folder=folder),
-        _table(list(enumerate(mean, start=1)), names[1], header=["direction", "strength"], folder=folder),
-    ]  # fmt: skip
-    return Done(files, {"needed": needed[len(needed) // 2], "rank": longest, "energy": ENOUGH})
+        _saved(picture.bars(found.norms, title="How much it changes each block"), names[0], folder=folder),
+        _table(list(found.norms.items()), names[0], header=["block", "norm"], folder=folder),
+    ]
+    if mean := found.mean:
+        image = picture.curve(mean, title="Strength of its directions, mean of all layers")
+        rows = list(enumerate(mean, start=1))
+        files += [
+            _saved(image, names[1], folder=folder),
+            _table(rows, names[1], header=["direction", "strength"], folder=folder),
+        ]
+    told = {"directions": len(mean), "energy": ENOUGH, "held": found.held}
+    return Done(files, told | {"needed": found.needed(ENOUGH) if mean else None})
 
 
 KINDS: Mapping[str, Callable[[Message, At], Done]] = MappingProxyType(

@@ -7,11 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
+from sdlora.adapters import SPECS
 from sdlora.cli import main
+from sdlora.network.attach import create
 from sdlora.network.chain import set_parent
-from sdlora.network.codec import AdapterFile
+from sdlora.network.codec import AdapterFile, save
 from sdlora.network.container import Container, write
 from tests.conftest import TinyModel
+from tests.network.test_attach import awake
 from tests.network.test_stack import saved
 
 
@@ -41,6 +44,17 @@ def test_inspect_draws_where_an_adapter_acts(library: Path, tmp_path: Path) -> N
             assert picture.width == 640
     rows = list(csv.reader((tmp_path / "new/folder/spectra.csv").read_text().splitlines()))
     assert rows[0] == ["layer", "1", "2", "3"] and len(rows) == 1 + len(shapes(library / "one.safetensors"))
+
+
+def test_inspect_draws_other_kinds_on_the_base_that_is_named(
+    library: Path, tiny_sd1: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = awake(create(tiny_sd1.family, SPECS.get("norm")(targets="norm1"), seed=0))
+    save(library / "norm.safetensors", network.adapters, family_name="sd1")
+    words = ["inspect", "norm", "--pictures", str(tmp_path)]
+    assert main(words) == 2 and "Name the base model" in capsys.readouterr().err
+    assert main([*words, "--base", str(tiny_sd1.folder)]) == 0
+    assert "one direction each" in capsys.readouterr().err and (tmp_path / "norms.png").exists()
 
 
 def test_generate_tells_what_was_applied(

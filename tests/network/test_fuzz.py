@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_leaves
 from sdlora.errors import AdapterError
 from sdlora.network.container import write
 from sdlora.network.info import inspect
-from sdlora.network.measure import conflict, norms
+from sdlora.network.measure import conflict
 from sdlora.network.merge import merge
+from sdlora.network.profile import profile
 from sdlora.network.resize import resize
 from sdlora.network.stack import Entry, Patch
 from tests.conftest import TinyModel
@@ -184,7 +185,7 @@ def test_small_files_make_no_large_tensors(
         lambda: merge([Entry(path)], output=tmp_path / "y", method="ties"),
         lambda: resize(path, output=tmp_path / "y", rank=1),
         lambda: conflict(Entry(path), Entry(path)),
-        lambda: norms(path),
+        lambda: profile(path),
     )
     with Largest() as largest:
         survives(path, tiny_sd1)

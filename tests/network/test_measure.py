@@ -12,8 +12,9 @@ from sdlora.errors import AdapterError
 from sdlora.network.attach import create
 from sdlora.network.codec import AdapterFile, save
 from sdlora.network.loose import loras, shape_of
-from sdlora.network.measure import balanced, conflict, inner, norms, similarities, similarity, spectra
+from sdlora.network.measure import balanced, change_of, conflict, inner, similarities, similarity
 from sdlora.network.picture import bars, curve, heatmap, table
+from sdlora.network.profile import profile
 from sdlora.network.stack import Entry
 from tests.conftest import TinyModel
 from tests.network.test_attach import awake
@@ -49,15 +50,16 @@ def test_inner_products_are_those_of_the_deltas(files: list[Path]) -> None:
 
 
 def test_norms_by_block_add_up(files: list[Path]) -> None:
-    found = norms(files[0])
+    found = profile(files[0]).norms
     total = sum(float(delta @ delta) for delta in whole(files[0]).values())
     assert sum(norm**2 for norm in found.values()) == pytest.approx(total, rel=1e-4)
     assert list(found)[:2] == ["BASE", "IN01"] and "MID" in found
 
 
 def test_spectra_are_those_of_the_deltas(files: list[Path]) -> None:
-    for layer, s in spectra(files[0]).items():
-        lora = loras(AdapterFile.open(files[0]))[layer]
+    held = loras(AdapterFile.open(files[0]))
+    for layer, s in profile(files[0]).spectra.items():
+        lora = held[layer]
         expected = torch.linalg.svdvals(lora.delta(torch.empty(shape_of(lora))).detach().flatten(1))[: len(s)]
         torch.testing.assert_close(s, expected, rtol=1e-3, atol=1e-4)
 
@@ -85,7 +87,7 @@ def test_an_adapter_meets_itself_fully_and_its_opposite_cancels(files: list[Path
     assert (against.cosine, against.energy) == pytest.approx((-1, 0), abs=1e-4)
     strangers = conflict(Entry(files[0]), Entry(files[1]))
     assert abs(strangers.cosine) < 0.1 and strangers.energy == pytest.approx(1, abs=0.1)
-    assert strangers.blocks.keys() == norms(files[0]).keys()
+    assert strangers.blocks.keys() == profile(files[0]).norms.keys()
 
 
 def test_a_balanced_stack_is_as_strong_as_its_strongest_part(files: list[Path]) -> None:
@@ -106,8 +108,8 @@ def test_a_balanced_stack_is_as_strong_as_its_strongest_part(files: list[Path]) 
 
 
 def test_pictures_and_tables_show_the_numbers(files: list[Path]) -> None:
-    values = norms(files[0])
-    layer, s = next(iter(spectra(files[0]).items()))
+    values = profile(files[0]).norms
+    layer, s = next(iter(profile(files[0]).spectra.items()))
     for image in (
         bars(values, title="Norms"),
         curve(s.tolist(), title=layer.path),
@@ -158,6 +160,16 @@ def test_every_kind_is_measured_by_its_deltas_on_its_base(
     assert (same.cosine, same.energy, same.overlap) == pytest.approx((1, 2, 1), rel=1e-4)
     first, second = balanced([entries[1], entries[1]], family=family)
     assert first.weight == second.weight == pytest.approx(-0.25, rel=1e-4)
+    told, adapters = profile(other.path, family=family), other.resolve(family).adapters
+    assert sum(norm**2 for norm in told.norms.values()) == pytest.approx(
+        sum(told.energies.values()), rel=1e-4
+    )
+    for layer, s in told.spectra.items():
+        change = change_of(adapters[layer], layer, family)
+        assert isinstance(change, torch.Tensor)
+        expected = torch.linalg.svdvals(change)[: len(s)]
+        torch.testing.assert_close(s, expected, rtol=1e-2, atol=1e-3)
+    assert 0 < told.held <= 1 + 1e-6 and len(told.mean) <= 32
 
 
 @pytest.mark.parametrize(("kind", "targets"), [("norm", "norm1"), ("bias", "fc1")])
@@ -168,6 +180,8 @@ def test_changes_of_normalisations_and_biases_count(
     file = Entry(save(tmp_path / "x", network.adapters, family_name="sd1", dtype="fp32").path)
     against = conflict(file, Entry(file.file, -1.0), family=tiny_sd1.family)
     assert (against.cosine, against.energy) == pytest.approx((-1, 0), abs=1e-5)
+    told = profile(file.file, family=tiny_sd1.family)
+    assert max(told.norms.values()) > 0 and not told.spectra and not told.mean
 
 
 def test_a_lora_is_measured_the_same_with_and_without_its_base(

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from sdlora.adapters import SPECS
-from sdlora.errors import Cancelled, UserError
+from sdlora.errors import AdapterError, Cancelled, UserError
 from sdlora.network.attach import create
 from sdlora.network.change import Change
 from sdlora.network.codec import AdapterFile, save
@@ -89,13 +89,26 @@ def test_a_mix_with_another_kind_is_compared_on_a_base_that_it_fits(
 
 def test_an_adapter_is_measured_in_pictures_and_tables(studio: Studio, pair: list[Entry]) -> None:
     job = ended(studio, studio.measure(pair[0].file))
-    assert job.told["rank"] == 4 and 1 <= job.told["needed"] <= 4
+    assert job.told["directions"] == 4 and 1 <= job.told["needed"] <= 4
     for path in job.files:
         if path.suffix == ".png":
             Image.open(path).verify()
     table = (studio.measures / "ink by direction.csv").read_text().splitlines()
     strengths = [float(line.split(",")[1]) for line in table[1:]]
     assert strengths == sorted(strengths, reverse=True) and len(strengths) == 4
+
+
+@pytest.mark.parametrize(("kind", "directions"), [("oft", 32), ("norm", 0)])
+def test_every_kind_is_measured_on_a_base_that_it_fits(
+    kind: str, directions: int, tiny_sd1: TinyModel, tmp_path: Path
+) -> None:
+    network = awake(create(tiny_sd1.family, SPECS.get(kind)(), seed=0))
+    file = save(tmp_path / "other.safetensors", network.adapters, family_name="sd1").path
+    message = {"kind": "measure", "file": str(file), "pictures": str(tmp_path), "models": []}
+    with pytest.raises(AdapterError, match="none of their family"):
+        workshop.work(message | {"bases": []}, lambda done, total: None)
+    done = workshop.work(message | {"bases": [str(tiny_sd1.folder)]}, lambda done, total: None)
+    assert done.told["directions"] == directions and len(done.files) == (4 if directions else 2)
 
 
 @pytest.mark.parametrize("kind", ["merge", "resize"])

@@ -40,6 +40,10 @@ class Several:
                 [], multiselect=True, label="Teach these as well", elem_id="several-datasets",
                 info="Datasets besides the one above, each as an adapter that is called after it.",
             )  # fmt: skip
+            self.triggers = gr.Textbox(
+                label="Their trigger words", visible=False, elem_id="several-triggers",
+                info="One for each of these in their order, separated by commas. Empty: the word above.",
+            )  # fmt: skip
 
     def _pair(self, label: str, *, shown: bool) -> tuple[gr.Dropdown, gr.Textbox]:
         leaves = {leaf.path: leaf for leaf in self.form.leaves.values()}
@@ -58,11 +62,14 @@ class Several:
         return {
             "several.first": self.first, "several.first_values": self.first_values,
             "several.second": self.second, "several.second_values": self.second_values,
-            "several.datasets": self.datasets,
+            "several.datasets": self.datasets, "several.triggers": self.triggers,
         }  # fmt: skip
 
     def connect(self) -> None:
-        """Who chooses an option is offered values around its present one."""
+        """Who chooses an option is offered values around its present one; datasets may have own words."""
+        self.datasets.change(
+            lambda chosen: gr.update(visible=bool(chosen)), self.datasets, self.triggers, **_QUIET
+        )
         for option, values, more in (
             (self.first, self.first_values, [self.second]),
             (self.second, self.second_values, []),
@@ -96,7 +103,9 @@ class Several:
         if not more and not swept:
             return (config,)
         folders = [Path(folder) for folder in (config.data.folder, *more)]
-        return self.studio.several(config, datasets=folders, swept=swept)
+        words = [word.strip() for word in str(raw.get("several.triggers") or "").split(",")]
+        triggers = [config.data.captions.trigger, *words] if more and any(words) else []
+        return self.studio.several(config, datasets=folders, swept=swept, triggers=triggers)
 
 
 def around(path: str, value: object) -> list[str]:

@@ -67,7 +67,7 @@ def follow(runs: "Sequence[Run]", *, output: Path | None, as_json: bool) -> int:
 
 def _each(arguments: argparse.Namespace) -> Iterator[argparse.Namespace]:
     """The words of every run: each dataset with each combination of values."""
-    from sdlora.training.sweep import DATASET, asked
+    from sdlora.training.sweep import DATASET, TRIGGER, asked
 
     if not arguments.dataset:
         raise ConfigError("No dataset was named.", "Give a folder of images: sdlora train FOLDER.")
@@ -77,7 +77,9 @@ def _each(arguments: argparse.Namespace) -> Iterator[argparse.Namespace]:
             raise ConfigError(f"--sweep names {path} twice.", "Give all of its values at once.")
         swept[path] = values
     stem = str(arguments.options.get("output.name", "")) or Path(arguments.dataset[0]).name
-    for own in asked(stem, arguments.dataset, swept).values():
+    words = str(arguments.options.get(TRIGGER, "")).split("\n")  # a line for each time that it is given
+    triggers = [word.strip() for word in words] if len(words) > 1 else []
+    for own in asked(stem, arguments.dataset, swept, triggers=triggers).values():
         one = copy.copy(arguments)
         one.dataset, one.output = own.pop(DATASET), None
         one.options = {**arguments.options, **own}

@@ -8,6 +8,9 @@ options of the tree (`sdlora options` lists them) win over both:
 Several runs that share a base cost little more than one when they are trained in one pass:
 
   sdlora train datasets/ink-style --sweep optimizer.lr=1e-4,3e-4 --sweep adapter.rank=4,16 --output sweep/
+  sdlora train photos/anna photos/rex --data.captions.trigger anna --data.captions.trigger rex --output both/
+
+A trigger word that is given once is for all datasets, else they are given in the order of the datasets.
 
 Ctrl-C stops after the present step and saves; `sdlora resume RUN` goes on exactly there.
 """

@@ -185,9 +185,7 @@ class Studio:
 
     def measure(self, file: Path) -> Job:
         """Where the adapter acts, and how many directions it needs, waits for the worker."""
-        adapter = self.library.adapter(file)
-        families = {adapter.info.family} if adapter.info else set[str]()
-        values = {"file": str(adapter.path), "bases": self.models.of(families)}
+        values = {"file": str(self.library.adapter(file).path)}
         return self._work("measure", f"Measuring {file.stem}", values | self._pictures)
 
     def recipe(self, file: Path) -> TrainConfig:

@@ -9,6 +9,7 @@ from sdlora.config import TrainConfig
 from sdlora.errors import ConfigError
 
 DATASET = "data.folder"
+TRIGGER = "data.captions.trigger"
 _NAMES = "output.name"
 
 
@@ -41,13 +42,20 @@ def require_alike(configs: Sequence[TrainConfig]) -> None:
 
 
 def asked(
-    stem: str, datasets: Sequence[str], swept: Mapping[str, Sequence[str]]
+    stem: str, datasets: Sequence[str], swept: Mapping[str, Sequence[str]], *, triggers: Sequence[str] = ()
 ) -> dict[str, dict[str, str]]:
     """Name -> own options of each run: every dataset with every combination of the swept values.
 
-    A run is called after its values, and after its dataset when there are several, else `stem`. Raises
-    ConfigError when two would be the same.
+    A run is called after its values, and after its dataset when there are several, else `stem`. `triggers`
+    are the words of the datasets, one for each. Raises ConfigError when there are not as many, or when two
+    runs would be the same.
     """
+    if triggers and len(triggers) != len(datasets):
+        raise ConfigError(
+            f"{len(triggers)} trigger words are given, and the number of datasets is {len(datasets)}.",
+            "Give one for each dataset in their order, or one for all.",
+        )
+    word = {dataset: {TRIGGER: trigger} for dataset, trigger in zip(datasets, triggers, strict=False)}
     found: dict[str, dict[str, str]] = {}
     for dataset, *values in itertools.product(datasets, *swept.values()):
         chosen = dict(zip(swept, values, strict=True))
@@ -55,7 +63,7 @@ def asked(
         name = "-".join([stem if len(datasets) == 1 else Path(dataset).name, *words])
         if name in found:
             raise ConfigError(f"Two runs would both be {name}.", "Name every value and every dataset once.")
-        found[name] = {DATASET: dataset, _NAMES: name, **chosen}
+        found[name] = {DATASET: dataset, **word.get(dataset, {}), _NAMES: name, **chosen}
     return found
 
 
@@ -63,10 +71,13 @@ def differences(configs: Sequence[TrainConfig]) -> tuple[dict[str, options.Value
     """For each run, path -> value of the options in which runs differ, besides their names.
 
     The option that changes most often from run to run is the last. A value is None where the option does not
-    belong to the run's kind of adapter.
+    belong to the run's kind of adapter. Trigger words that go with their datasets are not told apart.
     """
     flat = [options.flatten(config) for config in configs]
     paths = dict.fromkeys(path for values in flat for path in values if path != _NAMES)
     differing = [path for path in paths if len({values.get(path) for values in flat}) > 1]
+    words = {(values.get(DATASET), values.get(TRIGGER)) for values in flat}
+    if TRIGGER in differing and len(words) == len({values.get(DATASET) for values in flat}):
+        differing.remove(TRIGGER)
     differing.sort(key=lambda path: [values.get(path) == flat[0].get(path) for values in flat], reverse=True)
     return tuple({path: values.get(path) for path in differing} for values in flat)

@@ -9,6 +9,7 @@ from sdlora.cli import main
 from sdlora.network.info import inspect
 from sdlora.training.run import Run, step_of
 from tests.conftest import TinyModel
+from tests.pictures import make_folder
 
 WORDS = ["--loop.steps", "2", "--preview.steps", "2", "--loop.device", "cpu", "--loop.batch_size", "2"]
 
@@ -31,6 +32,18 @@ def test_a_sweep_makes_every_combination(
     assert [step_of(run.checkpoints()[-1]) for run in runs] == [3, 2, 3, 2]
 
 
+def test_each_dataset_is_learned_by_its_own_word(
+    tiny_sd1: TinyModel, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDLORA_HOME", str(tmp_path / "home"))
+    other = make_folder(tmp_path / "others")
+    words = ["train", str(image_folder), str(other), "--base", str(tiny_sd1.folder), *WORDS]
+    triggers = ["--data.captions.trigger", "minka", "--data.captions.trigger=rex", "--preview.every", "-1"]
+    assert main([*words, *triggers, "--output", str(tmp_path / "out")]) == 0
+    found = {file.stem: inspect(file).triggers for file in (tmp_path / "out").glob("*.safetensors")}
+    assert found == {"pictures": ("minka",), "others": ("rex",)}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -40,6 +53,10 @@ def test_a_sweep_makes_every_combination(
         (["--sweep", "loop.batch_size=1,2"], "share loop.batch_size"),
         (["--sweep", "adapter.rank=2,4", "--output", "one.safetensors"], "Name a folder"),
         (["--sweep", "adapter.rnk=2,4"], "adapter.rank"),
+        (
+            ["--sweep", "adapter.rank=2,4", *["--data.captions.trigger", "rex"] * 2],
+            "2 trigger words are given",
+        ),
     ],
 )
 def test_a_sweep_that_cannot_be_is_told_in_one_sentence(

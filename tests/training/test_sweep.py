@@ -18,6 +18,15 @@ def test_every_dataset_meets_every_combination() -> None:
     assert list(asked("ink", ["cats"], {})) == ["ink"]
 
 
+def test_each_dataset_has_its_own_trigger_word() -> None:
+    found = asked("x", ["cats", "dogs"], {"adapter.rank": ["4", "8"]}, triggers=["minka", ""])
+    assert [own["data.captions.trigger"] for own in found.values()] == ["minka", "minka", "", ""]
+    told = differences([options.build(TrainConfig, own) for own in found.values()])
+    assert [tuple(own) for own in told] == [("data.folder", "adapter.rank")] * 4
+    with pytest.raises(ConfigError, match="3 trigger words are given"):
+        asked("x", ["cats", "dogs"], {}, triggers=["minka", "rex", "bello"])
+
+
 def test_two_runs_of_one_name_are_refused() -> None:
     with pytest.raises(ConfigError, match="ink-rank-4"):
         asked("ink", ["cats"], {"adapter.rank": ["4", "4"]})

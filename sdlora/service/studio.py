@@ -185,7 +185,9 @@ class Studio:
 
     def measure(self, file: Path) -> Job:
         """Where the adapter acts, and how many directions it needs, waits for the worker."""
-        values = {"file": str(self.library.adapter(file).path)}
+        adapter = self.library.adapter(file)
+        families = {adapter.info.family} if adapter.info else set[str]()
+        values = {"file": str(adapter.path), "bases": self.models.of(families)}
         return self._work("measure", f"Measuring {file.stem}", values | self._pictures)
 
     def recipe(self, file: Path) -> TrainConfig:

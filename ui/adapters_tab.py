@@ -15,7 +15,7 @@ from ui.handling import placeless, told
 from ui.markup import code, empty, failure, note
 from ui.task import Task
 from ui.widget import widget
-from ui.workbench import Workbench
+from ui.workbench import Workbench, written_for
 
 Updates = dict[Any, Any]  # Any: gradio's components and their updates
 
@@ -105,6 +105,7 @@ class AdaptersTab:
                 50, 100, 100, step=0.5, label="Energy to keep, %", elem_id="resize-energy"
             )
         self.small_name = gr.Textbox(label="Name of the copy", placeholder="ink-small", elem_id="resize-name")
+        self.small_format = written_for("resize-format")
         self.resize = gr.Button("Make the copy", elem_id="resize-go")
         self.resizing = Task(self.studio, elem_id="resized")
 
@@ -135,7 +136,7 @@ class AdaptersTab:
         texts = [self.name, self.triggers, self.weight, self.notes, self.parent]
         self.save.click(told(self._save), [self.chosen, *texts], shown, **_QUIET)
         self.measure.click(told(self._measure), self.chosen, self.measuring.parts, **_QUIET)
-        resizing = [self.chosen, self.small_name, self.rank, self.energy]
+        resizing = [self.chosen, self.small_name, self.rank, self.energy, self.small_format]
         self.resize.click(told(self._resize), resizing, self.resizing.parts, **_QUIET)
 
     def show(self, file: str) -> Updates:
@@ -249,8 +250,10 @@ class AdaptersTab:
     def _measure(self, file: str) -> Updates:
         return self.measuring.begin(self.studio.measure(Path(file)))
 
-    def _resize(self, file: str, name: str, rank: float, energy: float) -> Updates:
-        job = self.studio.resize(Path(file), name=name.strip(), rank=round(rank or 0), energy=energy / 100)
+    def _resize(self, file: str, name: str, rank: float, energy: float, format: str) -> Updates:
+        job = self.studio.resize(
+            Path(file), name=name.strip(), rank=round(rank or 0), energy=energy / 100, format=format
+        )
         return self.resizing.begin(job)
 
     def _resized(self, job: Job) -> tuple[str, Updates]:

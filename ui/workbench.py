@@ -21,6 +21,7 @@ _METHODS = [
     ("TIES: the largest changes, the majority decides", "ties"),
     ("DARE: changes left out at random", "dare"),
 ]
+_FORMATS = [("Every tool (kohya's keys)", "kohya"), ("Code that uses diffusers (PEFT's keys)", "peft")]
 _TITLE = """<h2>Workbench</h2>
 <p class="dim">Put several together, see how they get along, and make new files of them.</p>"""
 _LEFT_OUT = "Curves, turns and regions are left out: no file can carry them."
@@ -83,6 +84,7 @@ class Workbench:
         self.name = gr.Textbox(
             label="Name of the new adapter", placeholder="ink-and-cat", elem_id="merge-name"
         )
+        self.merge_format = written_for("merge-format")
         self.merge = gr.Button("Merge", elem_id="merge-go")
 
     def _baking(self) -> None:
@@ -110,6 +112,7 @@ class Workbench:
         self.extract_name = gr.Textbox(
             label="Name of the new adapter", placeholder="tuned-style", elem_id="extract-name"
         )
+        self.extract_format = written_for("extract-format")
         self.extract = gr.Button("Extract", elem_id="extract-go")
 
     def connect(self, listed: Any, outputs: list[Any]) -> None:  # Any: a handler, gradio's components
@@ -121,10 +124,13 @@ class Workbench:
         self.task.connect(done, outputs)
         self.pick.select(told(self._pick), [self.pick, self.rows], [self.rows, self.pick], **_QUIET)
         self.method.change(told(self._detail), self.method, [self.details, self.density], **_QUIET)
-        merging = [self.rows, self.name, self.method, self.rank, self.density, self.base]
-        self.merge.click(told(self._merge), merging, self.task.parts, **_QUIET)
+        merging = {
+            "rows": self.rows, "name": self.name, "method": self.method, "rank": self.rank,
+            "density": self.density, "base": self.base, "format": self.merge_format,
+        }  # fmt: skip
+        self.merge.click(told(self._merge), None, self.task.parts, inputs_kwargs=merging, **_QUIET)
         self.bake.click(told(self._bake), [self.rows, self.into, self.model], self.task.parts, **_QUIET)
-        extracting = [self.tuned, self.untuned, self.extract_name, self.extract_rank]
+        extracting = [self.tuned, self.untuned, self.extract_name, self.extract_rank, self.extract_format]
         self.extract.click(told(self._extract), extracting, self.task.parts, **_QUIET)
 
     @property
@@ -157,20 +163,38 @@ class Workbench:
         }
 
     def _merge(
-        self, rows: stack.Value, name: str, method: str, rank: float, density: float, base: str
+        self,
+        *,
+        rows: stack.Value,
+        name: str,
+        method: str,
+        rank: float,
+        density: float,
+        base: str,
+        format: str,
     ) -> Updates:
         job = self.studio.merge(
             stack.entries(rows), name=name.strip(), method=method, rank=round(rank or 0), density=density,
-            base=base or "",
+            base=base or "", format=format,
         )  # fmt: skip
         return self.task.begin(job)
 
     def _bake(self, rows: stack.Value, base: str, name: str) -> Updates:
         return self.task.begin(self.studio.bake(stack.entries(rows), base=base, name=name.strip()))
 
-    def _extract(self, tuned: str | None, base: str, name: str, rank: float) -> Updates:
-        job = self.studio.extract(tuned or "", base=base, name=name.strip(), rank=round(rank or 0))
+    def _extract(self, tuned: str | None, base: str, name: str, rank: float, format: str) -> Updates:
+        job = self.studio.extract(
+            tuned or "", base=base, name=name.strip(), rank=round(rank or 0), format=format
+        )
         return self.task.begin(job)
+
+
+def written_for(elem_id: str) -> gr.Radio:
+    """The choice of the keys that a new adapter is written with."""
+    return gr.Radio(
+        _FORMATS, value="kohya", label="Written for", elem_id=elem_id,
+        info="The same weights. diffusers reads kohya's keys too; many tools do not read PEFT's.",
+    )  # fmt: skip
 
 
 def _bases(studio: Studio, *, none: str = "") -> list[tuple[str, str]]:

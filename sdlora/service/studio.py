@@ -146,6 +146,7 @@ class Studio:
         rank: int = 0,
         density: float = 0.5,
         base: str = "",
+        format: str = "kohya",
     ) -> Job:
         """One adapter of several waits for the worker; `base` is for kinds other than LoRA.
 
@@ -154,19 +155,20 @@ class Studio:
         if len(entries) < 2:
             raise AdapterError("There is nothing to merge.", "Choose at least two adapters.")
         values = {"method": method, "rank": rank, "density": density, "base": base}
-        return self._work("merge", f"Merging {name}", self._stack(entries) | self._output(name) | values)
+        told = self._stack(entries) | self._output(name, format) | values
+        return self._work("merge", f"Merging {name}", told)
 
-    def resize(self, file: Path, *, name: str, rank: int, energy: float) -> Job:
+    def resize(self, file: Path, *, name: str, rank: int, energy: float, format: str = "kohya") -> Job:
         """The adapter with fewer ranks waits for the worker. Raises AdapterError when the name is taken."""
         values = {"file": str(self.library.adapter(file).path), "rank": rank, "energy": energy}
-        return self._work("resize", f"Resizing {file.stem}", values | self._output(name))
+        return self._work("resize", f"Resizing {file.stem}", values | self._output(name, format))
 
-    def extract(self, tuned: str, *, base: str, name: str, rank: int) -> Job:
+    def extract(self, tuned: str, *, base: str, name: str, rank: int, format: str = "kohya") -> Job:
         """An adapter of what a model learned beyond its base waits for the worker."""
         if not tuned:
             raise AdapterError("No fine-tuned model is chosen.", "Put it into models/Stable-diffusion.")
         values = {"tuned": tuned, "base": base, "rank": rank}
-        return self._work("extract", f"Extracting {name}", values | self._output(name))
+        return self._work("extract", f"Extracting {name}", values | self._output(name, format))
 
     def bake(self, entries: Sequence[Entry], *, base: str, name: str) -> Job:
         """A model that carries the stack waits for the worker. Raises ModelError when the name is taken."""
@@ -230,10 +232,10 @@ class Studio:
         told = [{"file": str(f), **weights_told(e)} for f, e in zip(files, entries, strict=True)]
         return {"stack": told}
 
-    def _output(self, name: str) -> dict[str, object]:
+    def _output(self, name: str, format: str) -> dict[str, object]:
         if not name:
             raise AdapterError("The new adapter needs a name.", "For example ink-and-cat.")
-        return {"output": str(self.library.output(name))}
+        return {"output": str(self.library.output(name)), "format": format}
 
     @property
     def _pictures(self) -> dict[str, object]:

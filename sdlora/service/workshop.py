@@ -49,6 +49,7 @@ def _merge(message: Message, at: At) -> Done:
             method=message["method"],
             rank=message["rank"],
             density=message["density"],
+            format=message["format"],
             family=_family(base, message) if base else None,
             on_layer=at,
         )
@@ -56,14 +57,22 @@ def _merge(message: Message, at: At) -> Done:
 
 
 def _resize(message: Message, at: At) -> Done:
-    file, output = Path(message["file"]), Path(message["output"])
-    return _written(resize(file, output=output, rank=message["rank"], energy=message["energy"], on_layer=at))
+    return _written(
+        resize(
+            Path(message["file"]),
+            output=Path(message["output"]),
+            rank=message["rank"],
+            energy=message["energy"],
+            format=message["format"],
+            on_layer=at,
+        )
+    )
 
 
 def _extract(message: Message, at: At) -> Done:
     tuned, base = _family(message["tuned"], message), _family(message["base"], message)
-    output = Path(message["output"])
-    return _written(extract(tuned, base, output=output, rank=message["rank"], on_layer=at))
+    output, rank = Path(message["output"]), message["rank"]
+    return _written(extract(tuned, base, output=output, rank=rank, format=message["format"], on_layer=at))
 
 
 def _bake(message: Message, at: At) -> Done:

@@ -22,6 +22,8 @@ from tests.network.test_attach import answer, awake
 from tests.network.test_stack import saved
 from tests.service.test_jobs import SECONDS
 
+PEFT_SUFFIXES = (".lora_A.weight", ".lora_B.weight")
+
 
 @pytest.fixture
 def pair(studio: Studio, tmp_path: Path, tiny_sd1: TinyModel) -> list[Entry]:
@@ -46,8 +48,9 @@ def test_every_way_of_merging_gives_an_adapter_of_the_library(studio: Studio, pa
 
 
 def test_a_smaller_copy_has_the_rank_that_was_asked_for(studio: Studio, pair: list[Entry]) -> None:
-    job = ended(studio, studio.resize(pair[0].file, name="small", rank=2, energy=1.0))
+    job = ended(studio, studio.resize(pair[0].file, name="small", rank=2, energy=1.0, format="peft"))
     assert job.told["ranks"] == [2, 2] and 0 < job.told["kept"] < 1
+    assert all(key.endswith(PEFT_SUFFIXES) for key in AdapterFile.open(job.files[0]).container.entries)
 
 
 def test_a_baked_model_is_a_base_and_gives_its_adapter_back(
@@ -125,6 +128,7 @@ def test_what_is_cancelled_leaves_no_file(tmp_path: Path, tiny_sd1: TinyModel, k
         "rank": 2,
         "density": 0.5,
         "energy": 1.0,
+        "format": "kohya",
     }
 
     def at(done: int, total: int) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sdlora.network.codec import AdapterFile
 from tests.conftest import TinyModel
 from tests.network.test_stack import saved
 from tests.ui.conftest import Server, open_tab, visit
@@ -172,6 +173,8 @@ def test_4_a_mix_is_balanced_merged_and_described(page: "Page", server: Server, 
     assert float(page.get_by_label("Weight of wash", exact=True).input_value()) < 1
     page.get_by_text("Merge the mix into one adapter").click()
     page.locator("#merge-name :is(input, textarea)").fill("both")
+    expect(page.get_by_label("Every tool (kohya's keys)").first).to_be_checked()
+    page.get_by_label("Code that uses diffusers (PEFT's keys)").locator("visible=true").check()
     page.get_by_role("button", name="Merge", exact=True).click()
     page.locator("#merged").get_by_text("both.safetensors is in the library").wait_for(timeout=PATIENCE)
     expect(page.locator("#adapter-card h2")).to_have_text("both")
@@ -185,6 +188,8 @@ def test_4_a_mix_is_balanced_merged_and_described(page: "Page", server: Server, 
     page.locator("#library").get_by_text("spray-wash").wait_for()
     files = (server.home / "models" / "Lora").glob("*.safetensors")
     assert {path.stem for path in files} == {"spray", "spray-wash", "wash"}
+    merged = AdapterFile.open(server.home / "models" / "Lora" / "spray-wash.safetensors")
+    assert all(".lora_A." in key or ".lora_B." in key for key in merged.container.entries)
 
 
 def test_5_an_error_is_told_in_words(page: "Page", server: Server, tmp_path: Path) -> None:

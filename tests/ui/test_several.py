@@ -1,12 +1,17 @@
 """A sweep in the page: values are chosen, all runs are trained in one pass, and one is taken along."""
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from sdlora.config import TrainConfig
+from sdlora.service.studio import Studio
+from tests.service.conftest import studio as studio  # the same home
 from tests.ui.conftest import Server, open_tab
-from ui.several import around
+from tests.ui.test_form import drawn, raw
+from ui.several import Several, around
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -28,10 +33,22 @@ def test_values_around_the_present_one_are_offered(path: str, value: object, off
     assert around(path, value) == offered
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [("", ["zibbo"] * 3), ("minka, rex", ["zibbo", "minka", "rex"]), (", rex", ["zibbo", "", "rex"])],
+)
+def test_datasets_have_the_word_above_or_one_each(studio: Studio, words: str, found: list[str]) -> None:
+    form = asyncio.run(drawn(TrainConfig))
+    told = {"data.folder": "a", "data.captions.trigger": "zibbo", "several.datasets": ["b", "c"]}
+    configs = Several(studio, form).configs({**raw(form), **told, "several.triggers": words})
+    assert [config.data.captions.trigger for config in configs] == found
+    assert [config.data.folder for config in configs] == ["a", "b", "c"]
+
+
 @pytest.mark.browser
 @pytest.mark.slow
 def test_a_sweep_is_trained_compared_and_its_best_taken_to_generate(
-    page: "Page", server: Server, image_folder: Path
+    page: "Page", server: Server, image_folder: Path, tmp_path: Path
 ) -> None:
     from playwright.sync_api import expect
 
@@ -42,7 +59,12 @@ def test_a_sweep_is_trained_compared_and_its_best_taken_to_generate(
     page.locator(".picture").nth(5).wait_for()
     page.get_by_role("button", name="Train with this dataset").click()
     page.get_by_text("It fits").wait_for()
-    page.locator("[id='opt-loop.steps'] input").fill("4")
+    (tmp_path / "few.toml").write_text("[loop]\nsteps = 4\n[preview]\nevery = 4\nsteps = 2\n")
+    page.get_by_text("These settings as a file").click()
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Load settings (.toml)").click()
+    chooser.value.set_files(tmp_path / "few.toml")
+    expect(page.locator("[id='opt-loop.steps'] input")).to_have_value("4")
     page.locator("[id='opt-output.name'] :is(input, textarea)").fill("ball")
     page.get_by_text("Compare settings, or teach several").click()
     page.get_by_label("Compare", exact=True).click()

@@ -143,8 +143,11 @@ def _facts(adapter: Adapter, info: AdapterInfo) -> list[tuple[str, str]]:
     ]
     if info.weight:
         rows.append(("Recommended weight", f"{info.weight:g}"))
+    rows.append(("Lies in", str(adapter.path.parent)))
     if adapter.run:
-        rows.append(("Made by the run", adapter.run))
+        rows.append(
+            ("Made by the run", adapter.run if adapter.fixed else f"{adapter.run}, which keeps it too")
+        )
     return [(name, value) for name, value in rows if value]
 
 

@@ -144,7 +144,7 @@ class AdaptersTab:
         library = self.studio.library
         adapter = library.adapter(Path(file)) if file and Path(file).exists() else None
         info = adapter.info if adapter else None
-        own = bool(adapter and not adapter.run)
+        own = bool(adapter and not adapter.fixed)
         recipe = bool(adapter and (adapter.run or (info and "sdlora.config" in info.metadata)))
         return {
             self.chosen: str(adapter.path) if adapter else "",
@@ -181,7 +181,7 @@ class AdaptersTab:
         if all(adapter.parent != value for _, value in parents):
             parents.append((f"{adapter.parent}, which is not here", adapter.parent))
         return {
-            self.name: gr.update(value=adapter.name, interactive=not adapter.run),
+            self.name: gr.update(value=adapter.name, interactive=not adapter.fixed),
             self.triggers: ", ".join(info.triggers) if info else "",
             self.weight: (info.weight if info else None) or 0,
             self.notes: adapter.notes,
@@ -217,8 +217,10 @@ class AdaptersTab:
         return {self.drop: None, **self.show(last), self.added: "".join(notes)}
 
     def _remove(self, file: str) -> Updates:
+        run = self.studio.library.adapter(Path(file)).run
         place = self.studio.library.remove(Path(file))
-        said = note(f"{Path(file).stem} is in the trash.")
+        rest = f"The run {run}, which made it, still holds it." if run else ""
+        said = note(f"{Path(file).stem} is in the trash.", hint=rest)
         return {
             **self.show(""),
             self.added: said,
@@ -239,7 +241,7 @@ class AdaptersTab:
             library.set_parent(path, library.with_hash(parent) if parent else None)
         words = [word.strip() for word in triggers.split(",") if word.strip()]
         library.describe(path, triggers=words, weight=weight or 0, notes=notes.strip())
-        if not library.adapter(path).run:
+        if not library.adapter(path).fixed:
             path = library.rename(path, name).path
         return {**self.show(str(path)), self.saved: note("Saved.", kind="good")}
 

@@ -104,13 +104,11 @@ def entries(value: Value) -> tuple[Entry, ...]:
 
 
 def choices(studio: Studio) -> list[tuple[str, str]]:
-    """The adapters there are, to choose from: (name, file). A run's is left out where the library has it."""
-    found = [(each, each.info.hash) for each in studio.library.adapters() if each.info is not None]
-    own = {(each.name, digest) for each, digest in found if not each.run}
+    """The adapters there are, to choose from: (name, file)."""
     return [
-        (f"{each.name}  (run {each.run})" if each.run else each.name, str(each.path))
-        for each, digest in found
-        if not each.run or (each.name, digest) not in own
+        (f"{each.name}  (run {each.run})" if each.fixed else each.name, str(each.path))
+        for each in studio.library.adapters()
+        if each.info is not None
     ]
 
 

@@ -25,12 +25,14 @@ _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 class Adapter:
     """An adapter file: `info` where it can be read, else `error`. `run` made it, if one of here.
 
+    It is `fixed` where it lies in the run's own folder, which is no place to rename or remove it.
     `parent` is the hash of the adapter that it builds on, "" for none.
     """
 
     path: Path
     name: str
     run: str
+    fixed: bool
     info: AdapterInfo | None
     error: str
     picture: Path | None
@@ -52,42 +54,18 @@ class Library:
         self._known: dict[Path, _Known] = {}
 
     def adapters(self) -> tuple[Adapter, ...]:
-        """All adapters, the newest first."""
-        own = [path for folder in (*self.folders, *self._linked()) for path in _files(folder)]
-        files = {path.resolve() for path in (*own, *self.runs.glob("*/*.safetensors")) if path.is_file()}
-        shown = [path for path in files if not path.name.startswith(".")]
-        newest = sorted(shown, key=lambda path: (path.stat().st_mtime, path.as_posix()), reverse=True)
-        return tuple(self.adapter(path) for path in newest)
-
-    def _linked(self) -> list[Path]:
-        """Where links in the library lead: who put them there wants what is there in the library."""
-        entries = (entry for folder in self.folders for entry in folder.rglob("*"))
-        return [entry.resolve() for entry in entries if entry.is_symlink()]
+        """All adapters, the newest first; what a run has made steps back behind a copy of it."""
+        return _foremost(self._found())
 
     def adapter(self, path: Path) -> Adapter:
         """What is known of one file. Raises UserError when it lies outside the library."""
-        path = within(path, [*self.folders, self.runs, *self._linked()])
-        known = self._inspect(path)
-        run = path.relative_to(self.runs.resolve()).parts[0] if self.runs.resolve() in path.parents else ""
-        return Adapter(
-            path=path,
-            name=path.stem,
-            run=run,
-            info=known.info,
-            error=known.error,
-            picture=_picture(path, run=run),
-            notes=known.notes,
-            parent=known.info.metadata.get(chain.KEY, "") if known.info else "",
-        )
+        return self._told(within(path, [*self.folders, self.runs, *self._linked()]), self._made())
 
     def twins(self) -> Mapping[Path, tuple[str, ...]]:
-        """Adapter -> names of the others with the same weights, for those that have any.
-
-        What a run has made is no twin of its copy: the run keeps one and the library is given another.
-        """
+        """Adapter -> names of the others with the same weights, for those that have any."""
         by_hash: dict[str, list[Adapter]] = {}
         for adapter in self.adapters():
-            if adapter.info is not None and not adapter.run:
+            if adapter.info is not None and not adapter.fixed:
                 by_hash.setdefault(adapter.info.hash, []).append(adapter)
         several = [group for group in by_hash.values() if len(group) > 1]
         return {a.path: tuple(b.name for b in group if b is not a) for group in several for a in group}
@@ -119,7 +97,8 @@ class Library:
 
         Raises AdapterError when there is none.
         """
-        adapters = self.adapters()
+        every = self._found()
+        adapters = (*_foremost(every), *every)
         ways: tuple[Callable[[Adapter], bool], ...] = (
             lambda adapter: adapter.name == name,
             lambda adapter: adapter.info is not None and adapter.info.title == name,
@@ -230,6 +209,43 @@ class Library:
             raise AdapterError(f"{path.name} exists already.", "Choose another name.")
         return path
 
+    def _found(self) -> tuple[Adapter, ...]:
+        """Every file, the newest first."""
+        own = [path for folder in (*self.folders, *self._linked()) for path in _files(folder)]
+        files = {path.resolve() for path in (*own, *self.runs.glob("*/*.safetensors")) if path.is_file()}
+        shown = [path for path in files if not path.name.startswith(".")]
+        newest = sorted(shown, key=lambda path: (path.stat().st_mtime, path.as_posix()), reverse=True)
+        made = self._made()
+        return tuple(self._told(path, made) for path in newest)
+
+    def _linked(self) -> list[Path]:
+        """Where links in the library lead: who put them there wants what is there in the library."""
+        entries = (entry for folder in self.folders for entry in folder.rglob("*"))
+        return [entry.resolve() for entry in entries if entry.is_symlink()]
+
+    def _made(self) -> Mapping[str, Path]:
+        """Hash -> the run's folder that holds the adapter."""
+        results = (path.resolve() for path in self.runs.glob("*/*.safetensors") if path.is_file())
+        known = ((self._inspect(path).info, path.parent) for path in results)
+        return {info.hash: folder for info, folder in known if info is not None}
+
+    def _told(self, path: Path, made: Mapping[str, Path]) -> Adapter:
+        known, runs = self._inspect(path), self.runs.resolve()
+        fixed = runs in path.parents
+        copied = made.get(known.info.hash) if known.info else None
+        run = runs / path.relative_to(runs).parts[0] if fixed else copied
+        return Adapter(
+            path=path,
+            name=path.stem,
+            run=run.name if run else "",
+            fixed=fixed,
+            info=known.info,
+            error=known.error,
+            picture=_picture(path, run=run),
+            notes=known.notes,
+            parent=known.info.metadata.get(chain.KEY, "") if known.info else "",
+        )
+
     def _own(self, path: Path, otherwise: str) -> Path:
         """The path when it is no run's result. Raises AdapterError with the hint `otherwise` when it is."""
         path = within(path, [*self.folders, self.runs, *self._linked()])
@@ -272,6 +288,12 @@ class _Known(NamedTuple):
     notes: str
 
 
+def _foremost(found: Sequence[Adapter]) -> tuple[Adapter, ...]:
+    """The adapters without those results of runs that another of them is a copy of."""
+    copied = {adapter.info.hash for adapter in found if adapter.info and not adapter.fixed}
+    return tuple(a for a in found if not (a.fixed and a.info and a.info.hash in copied))
+
+
 def _with_sidecars(path: Path) -> list[Path]:
     """The file and all that lies beside it under its name, `ink.v2` being another name than `ink`."""
     longer = [other.stem for other in path.parent.glob(f"{escape(path.stem)}.*.safetensors")]
@@ -290,13 +312,14 @@ def _opened(picture: Path) -> Image.Image:
         raise AdapterError(f"{picture.name} is no picture.", "Use a PNG or JPEG.") from None
 
 
-def _picture(path: Path, *, run: str) -> Path | None:
+def _picture(path: Path, *, run: Path | None) -> Path | None:
+    """The picture beside the file, else the last one that its run's folder has drawn."""
     for ending in _PICTURES:
         if (beside := path.with_suffix("").with_name(path.stem + ending)).is_file():
             return beside
-    if not run:
+    if run is None:
         return None
-    drawn = sorted((path.parent / "previews").glob("*.png"), key=lambda p: p.stat().st_mtime)
+    drawn = sorted((run / "previews").glob("*.png"), key=lambda p: p.stat().st_mtime)
     return drawn[-1] if drawn else None
 
 

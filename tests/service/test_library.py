@@ -122,6 +122,27 @@ def test_files_with_the_same_weights_know_of_one_another(studio: Studio, upload:
     assert studio.library.twins() == {first: ("copy",), second: ("ink",)}
 
 
+def test_what_a_run_made_and_its_copy_are_one_adapter(studio: Studio, upload: Path) -> None:
+    """As after `sdlora train --output models/Lora/wash.safetensors` of a run that is called ink."""
+    library, made = studio.library, studio.home.runs / "2026-ink" / "ink.safetensors"
+    made.parent.mkdir(parents=True)
+    shutil.copy(upload, made)
+    (only,) = library.adapters()
+    assert (only.run, only.fixed) == ("2026-ink", True)
+    copy = library.add(saved_as(upload, "wash")).path
+    (only,) = library.adapters()
+    assert (only.path, only.run, only.fixed) == (copy, "2026-ink", False)
+    assert library.twins() == {} and library.named("ink") == made and library.named("wash") == copy
+    renamed = library.rename(copy, "spray")
+    assert [adapter.name for adapter in library.adapters()] == ["spray"] and renamed.run == "2026-ink"
+    place = library.remove(renamed.path)
+    assert [adapter.path for adapter in library.adapters()] == [made]
+    with pytest.raises(AdapterError, match="result of a run"):
+        library.remove(made)
+    library.bring_back(place)
+    assert [adapter.name for adapter in library.adapters()] == ["spray"]
+
+
 def test_an_adapter_builds_on_others_and_never_on_itself(
     studio: Studio, tmp_path: Path, tiny_sd1: TinyModel
 ) -> None:

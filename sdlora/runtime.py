@@ -216,6 +216,20 @@ def kernels(*, deterministic: bool, threads: int = 0) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, torch computes on one thread, which is the quickest way through thousands of small tensors.
+
+    A second one, where another program holds its core, comes a time slice late to each of them.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
 def lease(device: torch.device, holder: str) -> Iterator[None]:
     """Inside, this process alone of ours computes on `device`; a CPU is free for all.
 

@@ -130,14 +130,17 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     Adds the hashes `sshs_model_hash` and `sshs_legacy_hash`.
     """
     shapes, names, blocks = _laid_out(tensors)
-    payload = b"".join(blocks[name] for name in names)
+    digest, beginning = hashlib.sha256(), bytearray()
+    for name in names:
+        digest.update(blocks[name])
+        beginning += blocks[name][: 0x110000 - len(beginning)]
     hashes = {
-        "sshs_model_hash": hashlib.sha256(payload).hexdigest(),
-        "sshs_legacy_hash": _legacy_hash(shapes, metadata, payload),
+        "sshs_model_hash": digest.hexdigest(),
+        "sshs_legacy_hash": _legacy_hash(shapes, metadata, beginning),
     }
     with path.open("wb") as file:
         file.write(_header(shapes, {**metadata, **hashes}))
-        file.write(payload)
+        file.writelines(blocks[name] for name in names)
 
 
 def _laid_out(tensors: Mapping[str, Tensor]) -> tuple[dict[str, object], list[str], dict[str, bytes]]:
@@ -164,7 +167,7 @@ def _header(shapes: Mapping[str, object], metadata: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _legacy_hash(shapes: Mapping[str, object], metadata: Mapping[str, str], payload: bytes) -> str:
+def _legacy_hash(shapes: Mapping[str, object], metadata: Mapping[str, str], payload: bytearray) -> str:
     # The field's first adapter hash: 64 KiB from 1 MiB on, of the file with its ss_ texts only.
     head = _header(shapes, {key: text for key, text in metadata.items() if key.startswith("ss_")})
     first, last = 0x100000 - len(head), 0x110000 - len(head)

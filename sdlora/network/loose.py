@@ -1,16 +1,15 @@
 """LoRA files without their base: what their factors say alone, enough to merge, resize and measure them."""
 
 import math
-from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sdlora.adapters.lora import Lora
 from sdlora.contracts import Layer
 from sdlora.errors import AdapterError
 from sdlora.network.codec import AdapterFile
-from sdlora.network.names import dotted
+from sdlora.network.names import Name, dotted
 
 LARGEST = 1 << 26  # values of a layer; those of SDXL have up to 29 million
 
@@ -33,7 +32,7 @@ def loras(file: AdapterFile) -> dict[Layer, Lora]:
                 f"{file.path} holds more than LoRA (at {name.name}), which only makes sense on its base.",
                 "Name the base model too.",
             )
-        adapter = file.adapter(name, _stand_in(file, file.tensors(name)))
+        adapter = file.adapter(name, _stand_in(file, name))
         assert isinstance(adapter, Lora)
         found[Layer(name.component, dotted(name))] = adapter
     return found
@@ -50,14 +49,16 @@ def shape_of(lora: Lora) -> tuple[int, ...]:
     return (lora.up.shape[0], lora.down.shape[1], *kernel)
 
 
-def _stand_in(file: AdapterFile, tensors: Mapping[str, Tensor]) -> nn.Module:
+def _stand_in(file: AdapterFile, name: Name) -> nn.Module:
     """A layer without memory of the form that the tensors are made for."""
-    down, up = tensors["lora_down.weight"], tensors.get("lora_up.weight", torch.empty(0))
-    kernel = tensors.get("lora_mid.weight", down).shape[2:]
-    if up.ndim < 2 or down.ndim < 2 or len(kernel) not in (0, 2):
+    entries, keys = file.container.entries, file.groups[name].keys
+    shapes = {suffix: entries[key].shape for suffix, key in keys.items()}
+    down, up = shapes["lora_down.weight"], shapes.get("lora_up.weight", ())
+    kernel = shapes.get("lora_mid.weight", down)[2:]
+    if len(up) < 2 or len(down) < 2 or len(kernel) not in (0, 2):
         raise AdapterError(f"{file.path}: lora_down and lora_up are no matrices or kernels.")
-    if up.shape[0] * down.shape[1] * math.prod(kernel) > LARGEST:
-        raise AdapterError(f"{file.path}: a layer of {up.shape[0]} x {down.shape[1]} features is no model's.")
-    if len(kernel) == 2:
-        return nn.Conv2d(down.shape[1], up.shape[0], (kernel[0], kernel[1]), device="meta")
-    return nn.Linear(down.shape[1], up.shape[0], device="meta")
+    if up[0] * down[1] * math.prod(kernel) > LARGEST:
+        raise AdapterError(f"{file.path}: a layer of {up[0]} x {down[1]} features is no model's.")
+    layer = nn.Module()  # LoRA asks for no more than the weight's shape
+    layer.weight = nn.Parameter(torch.empty(up[0], down[1], *kernel, device="meta"))
+    return layer

@@ -11,6 +11,7 @@ Deltas are what is added, never factors: (B1 + B2)(A1 + A2) would hold cross ter
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +29,7 @@ from sdlora.network.info import short_hash
 from sdlora.network.loose import loras, shape_of
 from sdlora.network.spectrum import of_matrix, of_product, whole_down
 from sdlora.network.stack import Entry, check_constant
+from sdlora.runtime import one_thread
 
 Method = Literal["concat", "svd", "ties", "dare"]
 METHODS: tuple[Method, ...] = ("concat", "svd", "ties", "dare")
@@ -84,16 +86,18 @@ def merge(
     files = [source(entry.file, output) for entry in entries]
     family_name = _common_family(files, family)
     parts: dict[Layer, list[Part]] = {}
-    for entry, file in zip(entries, files, strict=True):
-        for layer, adapter in _adapters(file, family).items():
-            base = _base(layer, adapter, family)
-            parts.setdefault(layer, []).append(Part(adapter, entry.weight_at(layer), base))
     merged: dict[Layer, Lora] = {}
     kept = energy = 0.0
-    for number, (layer, found) in enumerate(parts.items()):
-        on_layer(number, len(parts))
-        merged[layer], part_kept, part = _merged(found, method, rank=rank, density=density, seed=number)
-        kept, energy = kept + part_kept, energy + part
+    narrow = family is None and method in ("concat", "svd")
+    with one_thread() if narrow else nullcontext():
+        for entry, file in zip(entries, files, strict=True):
+            for layer, adapter in _adapters(file, family).items():
+                base = _base(layer, adapter, family)
+                parts.setdefault(layer, []).append(Part(adapter, entry.weight_at(layer), base))
+        for number, (layer, found) in enumerate(parts.items()):
+            on_layer(number, len(parts))
+            merged[layer], part_kept, part = _merged(found, method, rank=rank, density=density, seed=number)
+            kept, energy = kept + part_kept, energy + part
     texts = _parents(entries, files)
     save(output, merged, family_name=family_name, metadata=texts, dtype=dtype, format=format)
     ranks = [lora.rank for lora in merged.values()]

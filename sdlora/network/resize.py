@@ -13,6 +13,7 @@ from sdlora.network.loose import loras, shape_of
 from sdlora.network.merge import OnLayer, Written, check_range, source
 from sdlora.network.spectrum import of_lora, of_matrix, rank_for
 from sdlora.network.targets import layers
+from sdlora.runtime import one_thread
 
 
 def resize(
@@ -38,12 +39,13 @@ def resize(
     small: dict[Layer, Lora] = {}
     kept = total = 0.0
     held = loras(file)
-    for number, (layer, lora) in enumerate(held.items()):
-        on_layer(number, len(held))
-        spectrum = of_lora(lora)
-        chosen = min(rank_for(spectrum.s, energy=energy, ratio=ratio), rank or lora.rank)
-        small[layer] = spectrum.lora(chosen, shape_of(lora))
-        kept, total = kept + spectrum.kept(chosen), total + spectrum.energy
+    with one_thread():
+        for number, (layer, lora) in enumerate(held.items()):
+            on_layer(number, len(held))
+            spectrum = of_lora(lora)
+            chosen = min(rank_for(spectrum.s, energy=energy, ratio=ratio), rank or lora.rank)
+            small[layer] = spectrum.lora(chosen, shape_of(lora))
+            kept, total = kept + spectrum.kept(chosen), total + spectrum.energy
     texts = {key: text for key, text in file.metadata.items() if key not in _OF_THE_FACTORS}
     save(output, small, family_name=file.detected.family, metadata=texts, dtype=dtype, format=format)
     return _written(output, small, kept, total)

@@ -70,7 +70,7 @@ def test_balanced_weights_go_to_the_rows_that_are_on(studio: Studio, files: list
 
 
 def test_what_a_run_has_made_is_offered_once(studio: Studio, files: list[Path], tiny_sd1: TinyModel) -> None:
-    other = saved(tiny_sd1.family, studio.home.cache / "other.safetensors", seed=7)  # of the same name as ours
+    other = saved(tiny_sd1.family, studio.home.cache / "other.safetensors", seed=7)  # named as ours
     for name, file in {"ink-run/ink": files[0], "other/ink": other}.items():
         made = studio.home.runs / f"{name}.safetensors"
         made.parent.mkdir(parents=True)

@@ -77,6 +77,18 @@ def test_each_learns_what_it_would_alone_whatever_the_forms_of_its_batches(
         assert other.adapter.exists()
 
 
+@pytest.mark.gpu
+def test_captured_steps_of_several_forms_are_those_that_run_uncaptured(make_run: MakeRun) -> None:
+    shared = {**ALONE, "loop__device": "cuda", "loop__deterministic": True, "loop__steps": 8}
+    states = []
+    for capture in (True, False):
+        runs = [make_run(**shared, loop__seed=seed, loop__capture=capture) for seed in range(3)]
+        train_together(runs)
+        assert not [event for event in runs[0].events()[0] if isinstance(event, Notice)]
+        states.append([(run.checkpoints()[-1] / "state.safetensors").read_bytes() for run in runs])
+    assert states[0] == states[1]
+
+
 def test_one_ends_early_and_the_others_go_on(make_run: MakeRun) -> None:
     runs = [make_run(**ALONE, loop__seed=seed) for seed in range(3)]
     short = make_run(**{**ALONE, "loop__steps": 2})

@@ -57,7 +57,7 @@ ADAPTERS = {
     "generate x --adapter {place}/lying.safetensors": ("lying.safetensors", "shorter than its header"),
     "generate x --adapter {place}/shapes.safetensors": ("shapes.safetensors", "another size than its shape"),
     "generate x --adapter {place}/base.ckpt": ("base.ckpt", "is a pickle"),
-    "generate x --adapter {place}/foreign.safetensors": ("foreign.safetensors", "changes nothing"),
+    "generate x --adapter {place}/foreign.safetensors": ("foreign.safetensors", "no kind of adapter"),
     "generate x --adapter {place}/xl.safetensors": ("Diffusion XL", "Diffusion 1.x", "xl.safetensors"),
     "generate x --adapter {place}/nowhere:0.8": ("nowhere", "There is no adapter"),
     "generate <lora:goood:1>": ("goood", '"<lora:good>"'),

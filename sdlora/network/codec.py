@@ -23,7 +23,7 @@ from sdlora.files import replacing
 from sdlora.network import container, keys
 from sdlora.network.compound import Compound, together
 from sdlora.network.container import Container
-from sdlora.network.detect import Detected, detect
+from sdlora.network.detect import BASES, Detected, detect
 from sdlora.network.embeddings import Embedding, fits
 from sdlora.network.metadata import PEFT_KEY, peft, peft_config, peft_told, standard
 from sdlora.network.names import Name, index, name_of
@@ -210,7 +210,9 @@ class AdapterFile:
             return AdapterError(
                 f"{self.path} was made for {self.detected.title} ({self.detected.evidence}); "
                 f"the base is {family.title}.",
-                f"Choose a base of {self.detected.title}, or another adapter.",
+                f"Choose a base of {self.detected.title}, or another adapter."
+                if self.detected.carried
+                else f"No base here carries it: {BASES}",
             )
         first = next(iter(self.container.entries), "it is empty")
         if not self.embeddings and not any(map(self.kinds_of, self.groups)):

@@ -20,8 +20,15 @@ TITLES = {
     "flux": "Flux",
     "": "an unknown model",
 }
+CARRIED = ("sd1", "sd2", "sdxl")
+"""The families that there are bases of here."""
+BASES = "they are Stable Diffusion 1.x, 2.x and XL."
 _BY_CROSS_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 _BY_TEXT_WIDTH = {768: "sd1", 1024: "sd2"}
+_OURS = re.compile(
+    r"(down|up)_blocks_|mid_block_|(time|add)_embedding_|conv_(in|out|norm_out)"
+    r"|encoder_layers_|embeddings_|final_layer_norm|text_projection"
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,11 @@ class Detected:
     evidence: str
     certain: bool = True
     twin: str = ""
+
+    @property
+    def carried(self) -> bool:
+        """Whether there can be a base for it here: also where it does not show what it was made for."""
+        return self.family in CARRIED or not self.certain
 
     @property
     def title(self) -> str:
@@ -53,15 +65,16 @@ def detect(
     else what the metadata claims.
     """
     layers = _foreign(raw_keys) or _by_width(shapes) or _by_layout(shapes)
-    return layers or _by_words(words) or _by_metadata(metadata)
+    claimed = _by_metadata(metadata)
+    return layers or _by_words(words) or _by_strange_names(shapes, claimed) or claimed
 
 
 def _foreign(raw_keys: Iterable[str]) -> Detected | None:
     for key in raw_keys:
         if re.search(r"double_blocks|single_transformer_blocks|single_blocks", key):
             return Detected("flux", f"its layers are Flux's ({key[:80]})")
-        if re.search(r"joint_blocks|transformer[._]transformer_blocks", key):
-            return Detected("sd3", f"its layers are those of a diffusion transformer ({key[:80]})")
+        if "joint_blocks" in key:
+            return Detected("sd3", f"its layers are Stable Diffusion 3's ({key[:80]})")
     return None
 
 
@@ -86,6 +99,15 @@ def _by_layout(shapes: Shapes) -> Detected | None:
     if any(re.match(r"down_blocks_(0_attentions|3)|up_blocks_3", name) for name in names):
         return Detected("sd1", "its blocks lie as in Stable Diffusion 1.x and 2.x", twin="sd2")
     return None
+
+
+def _by_strange_names(shapes: Shapes, claimed: Detected) -> Detected | None:
+    """What the metadata claims, unless a family of here, when no layer has a name of Stable Diffusion's."""
+    if not shapes or any(_OURS.match(name) for _, name in shapes):
+        return None
+    family = "" if claimed.family in CARRIED else claimed.family
+    name = next(iter(shapes)).name
+    return Detected(family, f"none of its layers is one of Stable Diffusion's ({name[:80]})")
 
 
 def _by_words(words: Mapping[str, int]) -> Detected | None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sdlora.network import sidecar
 from sdlora.network.codec import AdapterFile
+from sdlora.network.detect import BASES
 from sdlora.network.metadata import tag_frequency
 from sdlora.network.names import Name
 
@@ -74,7 +75,7 @@ def inspect(path: Path) -> AdapterInfo:
         hash=short_hash(file),
         bytes=path.stat().st_size,
         metadata=file.metadata,
-        problem="" if file.embeddings and not tensors else _problem(tensors),
+        problem=_problem(tensors, file),
     )
 
 
@@ -98,7 +99,11 @@ def _triggers(metadata: Mapping[str, str], card: Mapping[str, object]) -> tuple[
     return tuple(tag for tag, count in counts.items() if count >= enough)[:8]
 
 
-def _problem(tensors: Mapping[Name, Mapping[str, Tensor]]) -> str:
+def _problem(tensors: Mapping[Name, Mapping[str, Tensor]], file: AdapterFile) -> str:
+    if not file.detected.carried:
+        return f"No base here carries it: {BASES}"
+    if not tensors and file.embeddings:
+        return ""
     if not tensors:
         return "It holds no layer of a known kind."
     broken = [

@@ -196,13 +196,13 @@ def test_a_configuration_beside_a_peft_file_counts(tiny_sd1: TinyModel, tmp_path
 
 def test_unknown_keys_are_told(tiny_sd1: TinyModel, tmp_path: Path) -> None:
     held = factors(tiny_sd1.family.components["unet"], only_attention)
-    strange = {"lora_unet_nowhere.lora_down.weight": torch.zeros(1, 2), "something": torch.zeros(1)}
+    strange = {"lora_unet_mid_block_nowhere.lora_down.weight": torch.zeros(1, 2), "something": torch.zeros(1)}
     resolved = written(UNET["kohya"](held) | strange, tmp_path / "x").resolve(tiny_sd1.family)
     assert set(resolved.unmatched) == set(strange)
 
 
 def test_an_adapter_that_matches_nothing_is_refused(tiny_sd1: TinyModel, tmp_path: Path) -> None:
-    file = written({"lora_unet_nowhere.lora_down.weight": torch.zeros(1, 2)}, tmp_path / "x")
+    file = written({"lora_unet_mid_block_nowhere.lora_down.weight": torch.zeros(1, 2)}, tmp_path / "x")
     with pytest.raises(AdapterError, match="changes nothing in Stable Diffusion 1.x"):
         file.resolve(tiny_sd1.family)
 

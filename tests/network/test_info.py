@@ -7,8 +7,12 @@ import pytest
 import torch
 
 from sdlora.adapters.lora import LoraSpec
+from sdlora.errors import AdapterError
+from sdlora.families import FAMILIES
 from sdlora.network.attach import create
-from sdlora.network.codec import save
+from sdlora.network.codec import AdapterFile, save
+from sdlora.network.container import write
+from sdlora.network.detect import CARRIED
 from sdlora.network.info import inspect
 from tests.conftest import TinyModel
 from tests.network.test_attach import awake
@@ -83,3 +87,26 @@ def test_values_that_are_not_finite_are_told(file: Path) -> None:
     content[-2:] = torch.tensor([float("nan")]).half().view(torch.uint8).numpy().tobytes()
     file.write_bytes(content)
     assert "not finite" in inspect(file).problem
+
+
+FOREIGN = {
+    "lora_unet_double_blocks_0_img_attn_proj": "Flux",
+    "diffusion_model.joint_blocks.0.context_block.attn.qkv": "Stable Diffusion 3",
+    "diffusion_model.blocks.0.self_attn.q": "an unknown model",  # Wan
+    "transformer.transformer_blocks.0.img_mlp.net.2": "an unknown model",  # Qwen-Image
+    "lora_unet_layers_0_attention_to_q": "an unknown model",  # Z-Image
+}
+
+
+@pytest.mark.parametrize("layer", FOREIGN)
+def test_what_no_base_here_carries_says_so(layer: str, tiny_sd1: TinyModel, tmp_path: Path) -> None:
+    tensors = {f"{layer}.lora_down.weight": torch.ones(2, 8), f"{layer}.lora_up.weight": torch.ones(8, 2)}
+    write(tmp_path / "x.safetensors", tensors, {"ss_base_model_version": "sd_v1"})
+    told = inspect(tmp_path / "x.safetensors")
+    assert told.family_title == FOREIGN[layer] and "No base here carries it" in told.problem
+    with pytest.raises(AdapterError, match=f"made for {FOREIGN[layer]}.*No base here carries it"):
+        AdapterFile.open(told.path).resolve(tiny_sd1.family)
+
+
+def test_the_families_that_are_carried_are_those_that_there_are() -> None:
+    assert sorted(CARRIED) == sorted(FAMILIES.names())

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from sdlora.service.jobs import Job
@@ -17,18 +18,20 @@ _COMPONENTS = {
 }
 
 
-def item(adapter: Adapter, *, twins: tuple[str, ...]) -> dict[str, object]:
-    """The adapter's line in the library, as JSON."""
+def item(adapter: Adapter, *, folder: str, twins: tuple[str, ...]) -> dict[str, object]:
+    """The adapter's line in the library, as JSON; `folder` is where it lies in there."""
     info = adapter.info
-    bad = info.problem if info else adapter.error
+    bad = info.problem if info else adapter.error.replace(str(adapter.path), adapter.path.name)
+    same = f"The same as {' and '.join(twins)}." if twins else ""
+    detail = [_form(info), "made here" if adapter.run else "", folder] if info else [folder]
     return {
         "file": str(adapter.path),
         "name": adapter.name,
         "family": info.family_title if info else "cannot be read",
-        "detail": f"{_ranks(info)}{', made here' if adapter.run else ''}" if info else "",
+        "detail": ", ".join(filter(None, detail)),
         "triggers": list(info.triggers) if info else [],
         "picture": file_url(adapter.picture) if adapter.picture else "",
-        "bad": bad[:160] or (f"The same as {' and '.join(twins)}." if twins else ""),
+        "bad": shorten(bad or same, 160, placeholder="…"),
     }
 
 
@@ -94,7 +97,7 @@ def _directions(told: Mapping[str, Any]) -> str:
             hint="A LoRA could only be close to it.",
         )
     return note(
-        f"{told['energy']:.0%} of what it does lies in {needed} of its {count} directions.",
+        f"{told['energy']:.0%} of what it does lies in {needed} of the {count} directions measured.",
         hint="So many ranks are enough for half of its layers.",
     )
 
@@ -149,6 +152,12 @@ def _facts(adapter: Adapter, info: AdapterInfo) -> list[tuple[str, str]]:
             ("Made by the run", adapter.run if adapter.fixed else f"{adapter.run}, which keeps it too")
         )
     return [(name, value) for name, value in rows if value]
+
+
+def _form(info: AdapterInfo) -> str:
+    """The rank of LoRA, other kinds by name."""
+    others = [kind for kind in info.kinds if kind != "lora"]
+    return ", ".join([*others, *filter(None, [_ranks(info)])])
 
 
 def _ranks(info: AdapterInfo) -> str:

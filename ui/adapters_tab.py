@@ -75,7 +75,7 @@ class AdaptersTab:
                 with gr.Row(elem_classes="actions"):
                     self.measure = gr.Button("Measure", size="sm", elem_id="measure-go", scale=0)
                 self.measuring = Task(self.studio, elem_id="measured")
-            with gr.Accordion("Make a smaller copy", open=False):
+            with gr.Accordion("Make a smaller copy", open=False) as self.smaller:
                 self._smaller()
             with gr.Accordion("All metadata", open=False):
                 self.metadata = gr.HTML(elem_id="adapter-metadata")
@@ -117,7 +117,16 @@ class AdaptersTab:
     @property
     def inspector(self) -> list[Any]:  # Any: gradio's components
         """Everything that shows one adapter."""
-        shown = [self.chosen, self.card, self.use, self.run, self.again, self.remove, self.details]
+        shown = [
+            self.chosen,
+            self.card,
+            self.use,
+            self.run,
+            self.again,
+            self.remove,
+            self.details,
+            self.smaller,
+        ]
         texts = [self.name, self.triggers, self.weight, self.notes, self.parent, self.picture, self.metadata]
         said = [self.measuring.said, self.resizing.said, self.added, self.undo, self.saved]
         return [*shown, *texts, *said, *self.library]
@@ -148,7 +157,8 @@ class AdaptersTab:
         recipe = bool(adapter and (adapter.run or (info and "sdlora.config" in info.metadata)))
         return {
             self.chosen: str(adapter.path) if adapter else "",
-            self.use: gr.update(visible=info is not None),
+            self.use: gr.update(visible=bool(info and not info.problem)),
+            self.smaller: gr.update(visible=bool(info and info.kinds == ("lora",))),
             self.run: gr.update(visible=bool(adapter and adapter.run)),
             self.again: gr.update(visible=recipe),
             self.remove: gr.update(visible=own),
@@ -190,9 +200,10 @@ class AdaptersTab:
         }
 
     def _listed(self, chosen: str) -> Updates:
-        adapters, twins = self.studio.library.adapters(), self.studio.library.twins()
-        removed = [(name, str(place)) for name, place in self.studio.library.removed()]
-        items = [item(adapter, twins=twins.get(adapter.path, ())) for adapter in adapters]
+        library = self.studio.library
+        adapters, twins = library.adapters(), library.twins()
+        removed = [(name, str(place)) for name, place in library.removed()]
+        items = [item(each, folder=library.place(each), twins=twins.get(each.path, ())) for each in adapters]
         return {
             self.list: {"chosen": chosen, "items": items},
             self.nothing: gr.update(visible=not adapters),

@@ -22,7 +22,7 @@ TITLES = {
 }
 CARRIED = ("sd1", "sd2", "sdxl")
 """The families that there are bases of here."""
-BASES = "they are Stable Diffusion 1.x, 2.x and XL."
+BASES = "sdlora's are Stable Diffusion 1.x, 2.x and XL."
 _BY_CROSS_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 _BY_TEXT_WIDTH = {768: "sd1", 1024: "sd2"}
 _OURS = re.compile(

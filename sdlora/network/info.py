@@ -65,7 +65,8 @@ def inspect(path: Path) -> AdapterInfo:
             [float(t[s].shape[0]) for t in tensors.values() for s in _RANK if s in t and t[s].ndim]
         ),
         alphas=_spread(
-            [t["alpha"].item() for t in tensors.values() if "alpha" in t and t["alpha"].numel() == 1]
+            # of rotations it is a bound
+            [t["alpha"].item() for t in tensors.values() if "alpha" in t and "oft_blocks" not in t]
         ),
         modules=_counted(known),
         words=tuple(file.embeddings),

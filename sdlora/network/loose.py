@@ -14,11 +14,11 @@ from sdlora.network.names import Name, dotted
 LARGEST = 1 << 26  # values of a layer; those of SDXL have up to 29 million
 
 
-def loras(file: AdapterFile) -> dict[Layer, Lora]:
+def loras(file: AdapterFile, *, otherwise: str = "Name the base model too.") -> dict[Layer, Lora]:
     """The file's adapters by layer; paths are those of diffusers, told from the names alone.
 
-    Raises AdapterError when it holds anything but LoRA, keys of no known form, or a layer larger than any
-    model has, whose delta no memory could hold.
+    Raises AdapterError, with the hint `otherwise` when it holds other kinds than LoRA; also for keys of no
+    known form, and for a layer larger than any model has, whose delta no memory could hold.
     """
     if file.foreign:
         raise AdapterError(
@@ -30,7 +30,7 @@ def loras(file: AdapterFile) -> dict[Layer, Lora]:
         if file.kinds_of(name) != (Lora,):
             raise AdapterError(
                 f"{file.path} holds more than LoRA (at {name.name}), which only makes sense on its base.",
-                "Name the base model too.",
+                otherwise,
             )
         adapter = file.adapter(name, _stand_in(file, name))
         assert isinstance(adapter, Lora)

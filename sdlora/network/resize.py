@@ -38,7 +38,7 @@ def resize(
     file = source(path, output)
     small: dict[Layer, Lora] = {}
     kept = total = 0.0
-    held = loras(file)
+    held = loras(file, otherwise=f"Try: sdlora merge {path.stem} --method svd --rank 16 --base MODEL")
     with one_thread():
         for number, (layer, lora) in enumerate(held.items()):
             on_layer(number, len(held))

@@ -70,6 +70,13 @@ class Library:
         several = [group for group in by_hash.values() if len(group) > 1]
         return {a.path: tuple(b.name for b in group if b is not a) for group in several for a in group}
 
+    def place(self, adapter: Adapter) -> str:
+        """The folder below that of the library (or of another tool) which holds it, "" for none."""
+        roots = (folder.resolve() for folder in self.folders)
+        inside = (root for root in roots if root in adapter.path.parents)
+        root = next(inside, adapter.path.parent)
+        return adapter.path.parent.relative_to(root).as_posix().removeprefix(".")
+
     def lineage(self, path: Path) -> tuple[Path, ...]:
         """The adapters that `path` builds on, from the root on, then itself.
 

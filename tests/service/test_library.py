@@ -122,6 +122,14 @@ def test_files_with_the_same_weights_know_of_one_another(studio: Studio, upload:
     assert studio.library.twins() == {first: ("copy",), second: ("ink",)}
 
 
+def test_an_adapter_tells_the_folder_that_it_was_sorted_into(studio: Studio, upload: Path) -> None:
+    library = studio.library
+    (library.folder / "styles" / "ink").mkdir(parents=True)
+    sorted_in = shutil.copy(upload, library.folder / "styles" / "ink" / "wash.safetensors")
+    assert library.place(library.adapter(Path(sorted_in))) == "styles/ink"
+    assert library.place(library.add(upload)) == ""
+
+
 def test_what_a_run_made_and_its_copy_are_one_adapter(studio: Studio, upload: Path) -> None:
     """As after `sdlora train --output models/Lora/wash.safetensors` of a run that is called ink."""
     library, made = studio.library, studio.home.runs / "2026-ink" / "ink.safetensors"

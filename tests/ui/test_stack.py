@@ -14,6 +14,7 @@ from tests.conftest import TinyModel
 from tests.network.test_stack import saved
 from tests.service.conftest import studio as studio  # the same home
 from ui import stack
+from ui.adapter_card import item
 
 EMPTY = stack.empty(varies=True)
 
@@ -76,6 +77,16 @@ def test_what_a_run_has_made_is_offered_once(studio: Studio, files: list[Path], 
         made.parent.mkdir(parents=True)
         shutil.copy(file, made)
     assert {name for name, _ in stack.choices(studio)} == {"ink", "zibbo", "ink  (run other)"}
+
+
+def test_a_line_of_the_library_says_what_matters(studio: Studio, files: list[Path]) -> None:
+    broken = studio.library.folder / "broken.safetensors"
+    broken.write_bytes(b"\xff" * 100)
+    lines = {
+        path: item(studio.library.adapter(path), folder="styles", twins=("x",)) for path in (files[0], broken)
+    }
+    assert lines[files[0]]["detail"] == "rank 4, styles" and lines[files[0]]["bad"] == "The same as x."
+    assert str(lines[broken]["bad"]).startswith("broken.safetensors is no sound safetensors file")
 
 
 def test_a_row_says_that_its_adapter_is_broken(studio: Studio, files: list[Path]) -> None:

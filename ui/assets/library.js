@@ -2,6 +2,7 @@
 // events: select {file}
 let search = "";
 let family = "";
+let byName = false;
 
 const card = (item) => h("li", {},
   h("button", {
@@ -26,6 +27,8 @@ const draw = () => {
     field = h("input", { type: "search", placeholder: "Search adapters", "aria-label": "Search adapters",
       oninput: (event) => { search = event.target.value.toLowerCase(); draw(); } });
     show(h("div", { class: "toolbar" }, field, h("select", { "aria-label": "Made for", onchange: (event) => { family = event.target.value; draw(); } }),
+      h("select", { "aria-label": "Order", onchange: (event) => { byName = event.target.value === "name"; draw(); } },
+        h("option", { value: "new" }, "Newest first"), h("option", { value: "name" }, "By name")),
       h("span", { class: "count", role: "status" })), h("ul", { class: "cards" }));
   }
   const families = [...new Set(value.items.map((item) => item.family))].sort();
@@ -36,6 +39,7 @@ const draw = () => {
     ([name, text]) => h("option", { value: name, selected: name === family }, text)));
   const words = (item) => `${item.name} ${item.family} ${item.detail} ${item.triggers.join(" ")}`.toLowerCase();
   const hits = value.items.filter((item) => words(item).includes(search) && (!family || item.family === family));
+  if (byName) hits.sort((a, b) => a.name.localeCompare(b.name, undefined, { numeric: true, sensitivity: "base" }));
   const count = `${hits.length} adapter${hits.length === 1 ? "" : "s"}`;
   element.querySelector(".count").textContent = hits.length === value.items.length ? count : `${hits.length} of ${value.items.length}`;
   element.querySelector(".cards").replaceChildren(...hits.map(card));

@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image
 
-from sdlora.errors import AdapterError, SdloraError
+from sdlora.errors import AdapterError
 from sdlora.files import replacing, safe_name, within
 from sdlora.network import chain, sidecar
 from sdlora.network.info import AdapterInfo, inspect
+from sdlora.service.known import KnownFiles
 from sdlora.service.trash import Trash
 
 __all__ = ["Adapter", "AdapterInfo", "Library"]
@@ -44,14 +44,15 @@ class Library:
     """The adapters in `folders` and at the top of each run's folder in `runs`.
 
     New ones go to the first folder, and only there they are renamed and removed: the others are other tools'.
+    What was found out about them lies in the file `kept`.
     """
 
-    def __init__(self, folders: Sequence[Path], *, runs: Path, trash: Trash) -> None:
+    def __init__(self, folders: Sequence[Path], *, runs: Path, trash: Trash, kept: Path) -> None:
         self.folder = folders[0]
         self.folders = tuple(folders)
         self.runs = runs
         self._trash = trash
-        self._known: dict[Path, _Known] = {}
+        self._files = KnownFiles(kept)
 
     def adapters(self) -> tuple[Adapter, ...]:
         """All adapters, the newest first; what a run has made steps back behind a copy of it."""
@@ -148,7 +149,6 @@ class Library:
         Raises AdapterError for a run's own result.
         """
         path = self._own(path, "Remove the run in the tab Runs instead.")
-        self._known.pop(path, None)
         return self._trash.throw(*_with_sidecars(path))
 
     def removed(self) -> tuple[tuple[str, Path], ...]:
@@ -223,7 +223,9 @@ class Library:
         shown = [path for path in files if not path.name.startswith(".")]
         newest = sorted(shown, key=lambda path: (path.stat().st_mtime, path.as_posix()), reverse=True)
         made = self._made()
-        return tuple(self._told(path, made) for path in newest)
+        found = tuple(self._told(path, made) for path in newest)
+        self._files.save(files)
+        return found
 
     def _linked(self) -> list[Path]:
         """Where links in the library lead: who put them there wants what is there in the library."""
@@ -233,11 +235,11 @@ class Library:
     def _made(self) -> Mapping[str, Path]:
         """Hash -> the run's folder that holds the adapter."""
         results = (path.resolve() for path in self.runs.glob("*/*.safetensors") if path.is_file())
-        known = ((self._inspect(path).info, path.parent) for path in results)
+        known = ((self._files.of(path).info, path.parent) for path in results)
         return {info.hash: folder for info, folder in known if info is not None}
 
     def _told(self, path: Path, made: Mapping[str, Path]) -> Adapter:
-        known, runs = self._inspect(path), self.runs.resolve()
+        known, runs = self._files.of(path), self.runs.resolve()
         fixed = runs in path.parents
         copied = made.get(known.info.hash) if known.info else None
         run = runs / path.relative_to(runs).parts[0] if fixed else copied
@@ -268,31 +270,10 @@ class Library:
             path = self.folder / f"{stem if number == 1 else f'{stem}-{number}'}.safetensors"
             if not path.exists():
                 return path
-            present = self._inspect(path.resolve()).info
+            present = self._files.of(path.resolve()).info
             if present and present.hash == info.hash and present.bytes == info.bytes:
                 return path
         raise AdapterError(f"There are too many adapters called {stem}.", "Rename the file first.")
-
-    def _inspect(self, path: Path) -> "_Known":
-        """What the file and its side-car are, read again only when they have changed."""
-        state, card = path.stat(), path.with_suffix(".json")
-        stamp = (state.st_size, state.st_mtime_ns, card.stat().st_mtime_ns if card.exists() else 0)
-        known = self._known.get(path)
-        if known is None or known.stamp != stamp:
-            notes = str(sidecar.read(path).get("description") or "")
-            try:
-                known = _Known(stamp, inspect(path), "", notes)
-            except SdloraError as error:
-                known = _Known(stamp, None, str(error), notes)
-            self._known[path] = known
-        return known
-
-
-class _Known(NamedTuple):
-    stamp: tuple[int, int, int]
-    info: AdapterInfo | None
-    error: str
-    notes: str
 
 
 def _foremost(found: Sequence[Adapter]) -> tuple[Adapter, ...]:

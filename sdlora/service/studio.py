@@ -47,7 +47,8 @@ class Studio:
         self.datasets = Datasets(home, self.trash)
         self.models = Models(home.model_folders)
         self.runs = Runs(home.runs, self.trash)
-        self.library = Library(home.adapter_folders, runs=home.runs, trash=self.trash)
+        kept = home.cache / "adapters.json"
+        self.library = Library(home.adapter_folders, runs=home.runs, trash=self.trash, kept=kept)
         self.history = History(home.outputs)
         self.masks = Masks(home.cache / "masks")
         self.measures = home.cache / "measures"

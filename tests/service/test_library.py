@@ -11,7 +11,9 @@ from sdlora.config import TrainConfig
 from sdlora.errors import AdapterError, UserError
 from sdlora.network.attach import create
 from sdlora.network.codec import save
+from sdlora.network.info import inspect
 from sdlora.options import build, to_toml
+from sdlora.service import known
 from sdlora.service.studio import Entry, Studio
 from tests.conftest import TinyModel
 from tests.network.test_stack import saved
@@ -120,6 +122,21 @@ def test_files_with_the_same_weights_know_of_one_another(studio: Studio, upload:
     first = studio.library.add(upload).path
     second = studio.library.add(saved_as(upload, "copy")).path
     assert studio.library.twins() == {first: ("copy",), second: ("ink",)}
+
+
+def test_what_was_found_out_is_there_at_the_next_start(
+    studio: Studio, upload: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studio.library.add(upload)
+    (studio.library.folder / "broken.safetensors").write_bytes(b"\xff" * 100)
+    before = studio.library.adapters()
+    read: list[Path] = []
+    monkeypatch.setattr(known, "inspect", lambda path: read.append(path) or inspect(path))
+    assert Studio(studio.home, device="cpu").library.adapters() == before and not read
+    before[0].path.touch()
+    assert len(Studio(studio.home, device="cpu").library.adapters()) == 2 and len(read) == 1
+    (studio.home.cache / "adapters.json").write_text('{"reader": 1, "files": []}')
+    assert len(Studio(studio.home, device="cpu").library.adapters()) == 2 and len(read) == 3
 
 
 def test_an_adapter_tells_the_folder_that_it_was_sorted_into(studio: Studio, upload: Path) -> None:

@@ -35,7 +35,8 @@ def test_adapters_of_other_tools_are_listed_and_left_to_them(
 ) -> None:
     (tmp_path / "webui").mkdir()
     upload = saved(tiny_sd1.family, tmp_path / "webui" / "ink.safetensors")
-    library = Library([studio.home.adapters, upload.parent], runs=studio.home.runs, trash=studio.trash)
+    folders, kept = [studio.home.adapters, upload.parent], studio.home.cache / "adapters.json"
+    library = Library(folders, runs=studio.home.runs, trash=studio.trash, kept=kept)
     added = library.add(upload)
     assert added.path.parent == studio.home.adapters
     assert {adapter.path for adapter in library.adapters()} == {added.path, upload}

@@ -12,6 +12,7 @@ Shapes: C latent channels, h w latents, L tokens, D width, P pooled width.
 
 import contextlib
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ Progress = Callable[[int, int], None]  # (done, total); what it raises ends the 
 Entry = dict[str, Tensor]
 
 VERSION = 1  # to be raised when images are decoded, scaled or cropped differently
+LOADERS = min(8, os.cpu_count() or 1)  # threads: a GPU encodes faster than one decodes a photograph
 SHARD_ENTRIES = 64
 SHARD_SECONDS = 5.0  # about as much work is lost at most
 RECENT = 3600.0  # seconds since its last use for which nothing is deleted
@@ -74,7 +76,7 @@ class LatentCache:
         return entry["latents"], entry.get("mask")
 
     def _encode(self, views: Mapping[str, View]) -> Iterator[tuple[str, Entry]]:
-        loaded = ahead(self._load, views.values(), depth=4, workers=2)
+        loaded = ahead(self._load, views.values(), depth=2 * LOADERS, workers=LOADERS)
         for (key, view), (pixels, mask) in zip(views.items(), loaded, strict=True):
             try:
                 with torch.no_grad():

@@ -104,11 +104,11 @@ def entries(value: Value) -> tuple[Entry, ...]:
 
 
 def choices(studio: Studio) -> list[tuple[str, str]]:
-    """The adapters there are, to choose from: (name, file)."""
+    """The adapters that can be used, to choose from: (name, file)."""
     return [
         (f"{each.name}  (run {each.run})" if each.fixed else each.name, str(each.path))
         for each in studio.library.adapters()
-        if each.info is not None
+        if each.info is not None and not each.info.problem
     ]
 
 

@@ -71,7 +71,7 @@ def audited(browser: "Browser", server: Server, scheme: str) -> dict[str, list[s
                 page.locator("#library button.card").first.click()
                 page.locator("#adapter-card h2").wait_for()
                 page.locator("#merge-add input").click()
-                page.get_by_role("option").first.click()
+                page.get_by_role("option", name="ink").click()
             unfolded(page)
             found[tab] = violations(page)
     return {tab: each for tab, each in found.items() if each}

@@ -39,16 +39,20 @@ def is_id(model: str) -> bool:
 
 
 def cached(model: str) -> Path | None:
-    """The folder or file of a Hub id when all of it is on this machine."""
+    """The folder or file of a Hub id when all of it is on this machine.
+
+    Of a repository without folders it is the one model that is here.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     repository, file = _split(model)
     found = try_to_load_from_cache(repository, file or "model_index.json")
-    if not isinstance(found, str):
+    path = Path(found) if isinstance(found, str) else None if file else _only_file(repository)
+    if path is None:
         return None
-    path = Path(found) if file else Path(found).parent
+    path = path.parent if path.name == "model_index.json" else path
     try:
-        for weights in [path] if file else ModelFolder(path).weights:
+        for weights in ModelFolder(path).weights if path.is_dir() else [path]:
             read_header(weights)
     except ModelError:
         return None
@@ -158,6 +162,18 @@ def _reached(repository: str) -> Iterator[None]:
         raise storage_error(Path(constants.HF_HUB_CACHE), error) from error
     except errors.HTTPError as error:  # type: ignore[attr-defined]  # re-exported without saying so
         raise _unreachable(repository, error) from error
+
+
+def _only_file(repository: str) -> Path | None:
+    """The safetensors file of a repository of which this machine has one."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        files = list(Path(snapshot_download(repository, local_files_only=True)).rglob("*.safetensors"))
+    except LocalEntryNotFoundError:
+        return None
+    return files[0] if len(files) == 1 else None
 
 
 def _components(names: Iterable[str]) -> list[str]:

@@ -33,6 +33,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "adapter.alpha": 16.0,
                 "optimizer.lr": 3e-4,
                 "optimizer.text_lr": 1e-4,
+                "adapter.text_encoder": True,
                 "preview.every": 100,
                 "loop.ema": 0.0,
             },
@@ -47,6 +48,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "adapter.alpha": 8.0,
                 "optimizer.lr": 2e-4,
                 "optimizer.text_lr": 5e-5,
+                "adapter.text_encoder": True,
                 "preview.every": 0,
                 "loop.ema": 0.0,
             },
@@ -61,6 +63,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "adapter.alpha": 16.0,
                 "optimizer.lr": 1e-4,
                 "optimizer.text_lr": 3e-5,
+                "adapter.text_encoder": True,
                 "preview.every": 0,
                 "loop.ema": 0.998,
             },
@@ -87,7 +90,12 @@ SUBJECTS: Mapping[str, Mapping[str, Value]] = MappingProxyType(
 # learns it no better and would be in the way of a character's.
 BUILTIN: Mapping[str, Mapping[str, Value]] = MappingProxyType(
     {
-        "quick": {"loop.steps": 150, "optimizer.lr": 4e-3, "optimizer.text_lr": 0.0},
+        "quick": {
+            "loop.steps": 150,
+            "optimizer.lr": 4e-3,
+            "optimizer.text_lr": 1e-3,
+            "adapter.text_encoder": False,
+        },
         "balanced": {"optimizer.lr": 2.5e-3, "optimizer.text_lr": 6e-4},
         "thorough": {"optimizer.lr": 1.2e-3, "optimizer.text_lr": 3e-4},
     }
@@ -96,7 +104,12 @@ BUILTIN: Mapping[str, Mapping[str, Value]] = MappingProxyType(
 # it, nor what was never called by its name, and what the UNet learns does, the more the longer it learns.
 FIGURES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
     {
-        "quick": {"loop.steps": 200, "optimizer.lr": 2e-3, "optimizer.text_lr": 2e-3},
+        "quick": {
+            "loop.steps": 200,
+            "optimizer.lr": 2e-3,
+            "optimizer.text_lr": 2e-3,
+            "adapter.text_encoder": True,
+        },
         "balanced": {"loop.steps": 600, "optimizer.lr": 1e-3, "optimizer.text_lr": 2e-3},
         "thorough": {"loop.steps": 1500, "optimizer.lr": 4e-4, "optimizer.text_lr": 8e-4},
     }

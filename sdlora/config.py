@@ -220,7 +220,7 @@ class OutputSpec:
     )
     subject: str = option(
         "style",
-        "What is taught; a preset decides by it about mirroring, caption dropout and learning rates",
+        "What is taught; a preset decides by it about caption dropout and learning rates",
         choices=("style", "character", "object"),
         level="basic",
     )

@@ -1,7 +1,7 @@
 """`python -m benchmarks.quality [base] [lora] [plain]`: the built-in base and adapters on it, judged.
 
 Writes `report.json` and picture sheets into the output folder and prints the report. Without a part
-named, all are run: some forty minutes on two free CPU cores, three on a large GPU.
+named, all are run: an hour on two free CPU cores, some minutes on a large GPU.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 
 import torch
 
@@ -20,8 +21,6 @@ from sdlora.training.run import Run
 from . import base, judge, lora, painter, plain
 
 HERE = Path(__file__).parent
-SLOWER = (1, 4)
-"""The plain loop is run at our learning rate, and at our rate over each of these others."""
 
 
 def main() -> None:
@@ -49,6 +48,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--subjects", type=int, default=100, help="subjects of the style, and prompts of others"
     )
+    parser.add_argument("--trainings", type=int, default=3, help="seeds that are trained with")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=[1], help="of the plain loop, as parts of our learning rate"
+    )
     parser.add_argument("--train", default="", help="further words for `sdlora train`, which win")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -73,10 +76,15 @@ def _base(options: argparse.Namespace, jury: judge.Jury) -> dict:
 
 
 def _lora(options: argparse.Namespace, jury: judge.Jury) -> dict:
-    words = (*options.train.split(), "--loop.device", str(options.device))
-    ink, figure = (lora.train(name, options.output, *words) for name in lora.RECIPES)
     family = load_family("builtin", device=options.device, dtype=torch.float32)
     bench = lora.Bench.of(family, painter.load(builtin(), device=options.device), jury)
+    return _averaged([_of_one_training(options, bench, seed) for seed in range(options.trainings)])
+
+
+def _of_one_training(options: argparse.Namespace, bench: lora.Bench, seed: int) -> dict:
+    words = (*options.train.split(), "--loop.device", str(options.device), "--loop.seed", str(seed))
+    ink, figure = (lora.train(name, options.output, *words) for name in lora.RECIPES)
+    jury = bench.jury
     subjects, asked = lora.style_subjects(jury, options.subjects), lora.meetings(options.subjects * 2 // 5)
     styled, pictures = lora.style(jury, lambda p: bench.paint(p, ink.file), subjects)
     unstyled, plain_pictures = lora.style(jury, bench.paint, subjects)
@@ -86,7 +94,7 @@ def _lora(options: argparse.Namespace, jury: judge.Jury) -> dict:
     stacked = [f"an ink icon of zibbo {m.pose}" for m in asked if m.pose]
     mixed = bench.paint(stacked, ink.file, figure.file)
     _save_rows(
-        options.output / "adapters.png",
+        options.output / f"adapters-{seed}.png",
         {
             "base": (subjects, plain_pictures),
             "ink": (subjects, pictures),
@@ -114,26 +122,51 @@ def _save_rows(path: Path, rows: dict[str, tuple[list[str], torch.Tensor]]) -> N
 
 def _plain(options: argparse.Namespace, jury: judge.Jury) -> dict:
     """The plain loop at the steps of ours, and at its seconds; run after `lora`."""
-    run = Run.open(sorted((options.output / "runs").glob("ink-style-*"))[-1])
-    config, seconds = run.config, lora.seconds(run)
-    subjects = lora.style_subjects(jury, options.subjects)
-    limits = {
-        "equal_steps": {"steps": config.loop.steps},
-        "equal_seconds": {"steps": 10**6, "seconds": seconds},
+    runs = [Run.open(path) for path in sorted((options.output / "runs").glob("ink-style-*"))]
+    ways = [("equal steps", False), ("equal seconds", True)]
+    return {
+        f"{name} at {rate:g} of the rate": _averaged(
+            [
+                _of_one_plain_run(options, jury, run, rate=rate, timed=timed)
+                for run in runs[-options.trainings :]
+            ]
+        )
+        for name, timed in ways
+        for rate in options.rates
     }
-    out: dict = {}
-    for name, limit in limits.items():
-        for slower in SLOWER:
-            rate = config.optimizer.lr / slower
-            told = plain.PlainRun(rank=config.adapter.rank, rate=rate, batch=config.loop.batch_size, **limit)
-            model = painter.load(builtin(), device=options.device)
-            took = plain.train(model, lora.DATASETS / "ink-style", told)
 
-            def paint(prompts, model=model):
-                return model.paint(prompts, guidance=lora.GUIDANCE, seed=lora.SEED)
 
-            out.setdefault(name, []).append({"rate": rate, **took, **lora.style(jury, paint, subjects)[0]})
-    return out
+def _of_one_plain_run(
+    options: argparse.Namespace, jury: judge.Jury, run: Run, *, rate: float, timed: bool
+) -> dict:
+    config = run.config
+    told = plain.PlainRun(
+        rank=config.adapter.rank,
+        rate=config.optimizer.lr * rate,
+        batch=config.loop.batch_size,
+        steps=10**6 if timed else config.loop.steps,
+        seconds=lora.seconds(run) if timed else float("inf"),
+    )
+    model = painter.load(builtin(), device=options.device)
+    took = plain.train(model, lora.DATASETS / "ink-style", told, seed=config.loop.seed)
+
+    def paint(prompts):
+        return model.paint(prompts, guidance=lora.GUIDANCE, seed=lora.SEED)
+
+    return {**took, **lora.style(jury, paint, lora.style_subjects(jury, options.subjects))[0]}
+
+
+def _averaged(reports: list[dict]) -> dict:
+    """Numbers as the mean, and their least and most when there are several reports; words of the first."""
+
+    def average(values: list):
+        if isinstance(values[0], dict):
+            return {key: average([value[key] for value in values]) for key in values[0]}
+        if isinstance(values[0], str) or len(values) == 1:
+            return values[0]
+        return {"mean": round(mean(values), 4), "least": min(values), "most": max(values)}
+
+    return average(reports)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, judge.Jury], dict]] = {

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -19,6 +20,7 @@ __all__ = ["Adapter", "AdapterInfo", "Library"]
 
 _PICTURES = (".preview.png", ".png", ".preview.jpg", ".jpg", ".preview.webp", ".webp")
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+_AGAIN = 3  # times that files are looked for anew when one goes away meanwhile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +219,13 @@ class Library:
         return path
 
     def _found(self) -> tuple[Adapter, ...]:
-        """Every file, the newest first."""
+        """Every file, the newest first; one that goes away while they are read is not among them."""
+        for _ in range(_AGAIN):
+            with suppress(FileNotFoundError):
+                return self._listed()
+        return self._listed()
+
+    def _listed(self) -> tuple[Adapter, ...]:
         own = [path for folder in (*self.folders, *self._linked()) for path in _files(folder)]
         files = {path.resolve() for path in (*own, *self.runs.glob("*/*.safetensors")) if path.is_file()}
         shown = [path for path in files if not path.name.startswith(".")]

@@ -58,6 +58,21 @@ def test_a_damaged_file_in_the_folder_says_so_and_hides_no_other(studio: Studio,
     assert found["broken"].info is None and found["broken"].error
 
 
+def test_a_file_that_goes_while_the_others_are_read_is_not_in_the_list(
+    studio: Studio, upload: Path, tiny_sd1: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studio.library.add(upload)
+    saved(tiny_sd1.family, studio.home.adapters / "going.safetensors", seed=1)
+    read = known.KnownFiles.of
+
+    def slowly(files: known.KnownFiles, path: Path) -> known.Known:
+        (studio.home.adapters / "going.safetensors").unlink(missing_ok=True)
+        return read(files, path)
+
+    monkeypatch.setattr(known.KnownFiles, "of", slowly)
+    assert [adapter.name for adapter in studio.library.adapters()] == ["ink"]
+
+
 def test_what_is_removed_lies_in_the_trash_with_its_sidecars(studio: Studio, upload: Path) -> None:
     added = studio.library.add(upload)
     added.path.with_suffix(".json").write_text("{}")

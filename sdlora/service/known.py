@@ -1,6 +1,7 @@
 """What adapter files were found to be, kept from start to start: to tell it, all their bytes were read."""
 
 import json
+import threading
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import asdict
@@ -25,34 +26,37 @@ class Known(NamedTuple):
 
 
 class KnownFiles:
-    """Files by path, in memory and in the file `kept`; a file that has changed is read again."""
+    """Files by path, in memory and in the file `kept`; a file that has changed is read again.
+
+    Threads may ask at once: one of them reads a file, the others wait for what it finds.
+    """
 
     def __init__(self, kept: Path) -> None:
         self._kept = kept
+        self._lock = threading.Lock()
         self._known: dict[Path, Known] | None = None
         self._unsaved = False
 
     def of(self, path: Path) -> Known:
-        """What `path` is."""
-        if self._known is None:
-            self._known = self._read()
-        state, card = path.stat(), path.with_suffix(".json")
-        stamp = (state.st_size, state.st_mtime_ns, card.stat().st_mtime_ns if card.exists() else 0)
-        known = self._known.get(path)
-        if known is None or known.stamp != stamp:
-            known = self._known[path] = _told(path, stamp)
-            self._unsaved = True
-        return known
+        """What `path` is. Raises FileNotFoundError when it is not there any more."""
+        with self._lock:
+            if self._known is None:
+                self._known = self._read()
+            stamp, known = _stamp(path), self._known.get(path)
+            if known is None or known.stamp != stamp:
+                known = self._known[path] = _told(path, stamp)
+                self._unsaved = True
+            return known
 
     def save(self, paths: Collection[Path]) -> None:
         """What was found out about `paths`, which are all there are, is there at the next start."""
-        if not self._unsaved or self._known is None:
-            return
-        files = {str(path): _plain(known) for path, known in list(self._known.items()) if path in paths}
-        with suppress(SdloraError):  # without it the next start is as slow as this one
-            self._kept.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(self._kept, json.dumps({"reader": _reader(), "files": files}))
-        self._unsaved = False
+        with self._lock:
+            if not self._unsaved or self._known is None:
+                return
+            files = {str(path): _plain(known) for path, known in self._known.items() if path in paths}
+            with suppress(SdloraError):  # without it the next start is as slow as this one
+                write_atomic(self._kept, json.dumps({"reader": _reader(), "files": files}))
+            self._unsaved = False
 
     def _read(self) -> dict[Path, Known]:
         try:
@@ -62,6 +66,14 @@ class KnownFiles:
             return {Path(path): _restored(values) for path, values in told["files"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """The size and times of the file, which tell also of new rights to read it, and of its side-car."""
+    state, card = path.stat(), 0
+    with suppress(FileNotFoundError):
+        card = path.with_suffix(".json").stat().st_mtime_ns
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, card
 
 
 def _told(path: Path, stamp: tuple[int, ...]) -> Known:

@@ -61,8 +61,11 @@ class Library:
         return _foremost(self._found())
 
     def adapter(self, path: Path) -> Adapter:
-        """What is known of one file. Raises UserError when it lies outside the library."""
-        return self._told(within(path, [*self.folders, self.runs, *self._linked()]), self._made())
+        """What is known of one file. Raises UserError when it lies outside the library, or no more in it."""
+        path = within(path, [*self.folders, self.runs, *self._linked()])
+        if not path.is_file():
+            raise AdapterError(f"{path.name} is not there any more.", "Reload the page.")
+        return self._told(path, self._made())
 
     def twins(self) -> Mapping[Path, tuple[str, ...]]:
         """Adapter -> names of the others with the same weights, for those that have any."""

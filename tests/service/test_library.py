@@ -1,6 +1,9 @@
 """The library takes sound adapters, refuses the rest in words, and loses nothing."""
 
+import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from sdlora.config import TrainConfig
 from sdlora.errors import AdapterError, UserError
 from sdlora.network.attach import create
 from sdlora.network.codec import save
-from sdlora.network.info import inspect
+from sdlora.network.info import AdapterInfo, inspect
 from sdlora.options import build, to_toml
 from sdlora.service import known
 from sdlora.service.studio import Entry, Studio
@@ -79,6 +82,13 @@ def test_what_is_removed_lies_in_the_trash_with_its_sidecars(studio: Studio, upl
     place = studio.library.remove(added.path)
     assert studio.library.adapters() == ()
     assert sorted(path.name for path in place.iterdir()) == ["ink.json", "ink.safetensors"]
+
+
+def test_an_adapter_that_another_program_removed_is_told(studio: Studio, upload: Path) -> None:
+    path = studio.library.add(upload).path
+    path.unlink()
+    with pytest.raises(AdapterError, match="not there any more"):
+        studio.library.adapter(path)
 
 
 def test_a_file_outside_the_library_is_out_of_reach(studio: Studio, upload: Path) -> None:
@@ -152,6 +162,39 @@ def test_what_was_found_out_is_there_at_the_next_start(
     assert len(Studio(studio.home, device="cpu").library.adapters()) == 2 and len(read) == 1
     (studio.home.cache / "adapters.json").write_text('{"reader": 1, "files": []}')
     assert len(Studio(studio.home, device="cpu").library.adapters()) == 2 and len(read) == 3
+
+
+def test_requests_at_once_read_every_file_once(
+    studio: Studio, upload: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studio.library.folder.mkdir(parents=True)
+    for name in ("ink", "wash", "line"):
+        shutil.copy(upload, studio.library.folder / f"{name}.safetensors")
+    read: list[Path] = []
+
+    def slowly(path: Path) -> AdapterInfo:
+        read.append(path)
+        time.sleep(0.05)
+        return inspect(path)
+
+    monkeypatch.setattr(known, "inspect", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = [pool.submit(studio.library.adapters) for _ in range(4)]
+        assert all(other.result() == first.result() for other in others)
+    assert len(read) == len(first.result()) == 3
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps no time of such a change")
+def test_another_file_of_the_same_size_and_time_is_read_again(
+    studio: Studio, upload: Path, tiny_sd1: TinyModel
+) -> None:
+    path, before = studio.library.add(upload).path, studio.library.adapters()[0].info
+    times, other = path.stat(), saved(tiny_sd1.family, upload.with_name("other.safetensors"), seed=1)
+    os.replace(other, path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = studio.library.adapters()[0].info
+    assert before and after and (before.bytes, path.stat().st_mtime_ns) == (after.bytes, times.st_mtime_ns)
+    assert before.hash != after.hash
 
 
 def test_an_adapter_tells_the_folder_that_it_was_sorted_into(studio: Studio, upload: Path) -> None:

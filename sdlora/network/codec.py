@@ -146,7 +146,10 @@ class AdapterFile:
         return {suffix: torch.tensor(value) for suffix, value in told.items()} | tensors
 
     def adapter(self, name: Name, layer: nn.Module) -> Adapter:
-        """The adapter of one layer. Raises AdapterError when no kind reads it or it does not fit."""
+        """The adapter of one layer.
+
+        Raises AdapterError when no kind reads it, it does not fit, or it holds values that are not finite.
+        """
         group = self.groups[name]
         kinds = self.kinds_of(name)
         if not kinds:
@@ -155,7 +158,8 @@ class AdapterFile:
                 "which belong to no known kind of adapter."
             )
         try:
-            return together(kinds, self.tensors(name), layer)
+            tensors = self.tensors(name)
+            adapter = together(kinds, tensors, layer)
         except (RuntimeError, IndexError, ValueError):
             # torch's own complaints about shapes that no check of the kind foresaw
             raise AdapterError(
@@ -164,6 +168,12 @@ class AdapterFile:
         except AdapterError as error:
             hint = error.hint or f"It was made for {self.detected.title}, perhaps of another width."
             raise AdapterError(f"{self.path}: {group.path} does not fit: {error.message}", hint) from None
+        if not all(map(finite, tensors.values())):
+            raise AdapterError(
+                f"{self.path}: {group.path} holds values that are not finite, which spoil every picture.",
+                "Its training went wrong, or the file was damaged: take an earlier one, or fetch it again.",
+            )
+        return adapter
 
     def resolve(self, family: Family) -> Resolved:
         """The adapters of the family's layers.
@@ -307,13 +317,18 @@ def _stored(adapter: Adapter, dtype: torch.dtype, layer: Layer) -> dict[str, Ten
     for suffix, tensor in adapter.tensors().items():
         kept = tensor.dtype if suffix in _COUNTS else torch.float32
         tensors[suffix] = tensor.detach().cpu().to(kept if suffix in {"alpha", *_COUNTS} else dtype)
-        if tensor.numel() and not all(math.isfinite(end) for end in torch.aminmax(tensors[suffix])):
+        if not finite(tensors[suffix]):
             raise AdapterError(
                 f"The adapter of {layer.component}.{layer.path} has values that are not finite or too large "
                 f"for {dtype}.",
                 "Train again with a lower learning rate, or save as fp32.",
             )
     return tensors
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether all values are finite: told from the smallest and the largest, which is quickest."""
+    return not tensor.numel() or all(math.isfinite(end) for end in torch.aminmax(tensor))
 
 
 def _same(first: Tensor, second: Tensor) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sdlora.network import sidecar
-from sdlora.network.codec import AdapterFile
+from sdlora.network.codec import AdapterFile, finite
 from sdlora.network.detect import BASES
 from sdlora.network.metadata import tag_frequency
 from sdlora.network.names import Name
@@ -107,9 +107,7 @@ def _problem(tensors: Mapping[Name, Mapping[str, Tensor]], file: AdapterFile) ->
         return ""
     if not tensors:
         return "It holds no layer of a known kind."
-    broken = [
-        name for name, held in tensors.items() if not all(bool(t.isfinite().all()) for t in held.values())
-    ]
+    broken = [name for name, held in tensors.items() if not all(map(finite, held.values()))]
     if broken:
         return f"{len(broken)} of its {len(tensors)} layers hold values that are not finite."
     if all(_is_dead(held) for held in tensors.values()):

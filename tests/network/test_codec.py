@@ -286,6 +286,22 @@ def test_values_that_do_not_fit_the_format_are_refused_and_the_old_file_stays(
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("suffix", ["lora_down.weight", "alpha"])
+def test_values_that_are_not_finite_are_refused(suffix: str, tiny_sd1: TinyModel, tmp_path: Path) -> None:
+    name = "lora_unet_mid_block_attentions_0_proj_in"
+    unet = tiny_sd1.family.components["unet"]
+    inputs = len(unet.get_parameter("mid_block.attentions.0.proj_in.weight"))
+    tensors = {
+        "lora_down.weight": torch.ones(2, inputs, 1, 1),
+        "lora_up.weight": torch.ones(inputs, 2, 1, 1),
+        "alpha": torch.tensor([1.0]),
+    }
+    tensors[suffix].view(-1)[0] = torch.nan
+    save_file({f"{name}.{s}": tensor for s, tensor in tensors.items()}, tmp_path / "x.safetensors")
+    with pytest.raises(AdapterError, match="not finite"):
+        AdapterFile.open(tmp_path / "x.safetensors").resolve(tiny_sd1.family)
+
+
 def test_names_of_blocks_translate_both_ways() -> None:
     for family in (oracle.sdxl(), oracle.sd15()):
         unet = family.components["unet"]

@@ -165,7 +165,7 @@ def _reached(repository: str) -> Iterator[None]:
 
 
 def _only_file(repository: str) -> Path | None:
-    """The safetensors file of a repository of which this machine has one."""
+    """The one single-file model that this machine has of a repository: no VAE and no adapter, but a base."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -173,7 +173,16 @@ def _only_file(repository: str) -> Path | None:
         files = list(Path(snapshot_download(repository, local_files_only=True)).rglob("*.safetensors"))
     except LocalEntryNotFoundError:
         return None
-    return files[0] if len(files) == 1 else None
+    models = [file for file in files if _is_model(file)]
+    return models[0] if len(models) == 1 else None
+
+
+def _is_model(file: Path) -> bool:
+    try:
+        OriginalFile(file)
+    except ModelError:
+        return False
+    return True
 
 
 def _components(names: Iterable[str]) -> list[str]:

@@ -235,6 +235,20 @@ def test_a_single_file_is_fetched(hub: Hub, tiny_sd1: TinyModel, tmp_path: Path)
         assert fetch(name) == cached(name) and not hub.asked
 
 
+@pytest.mark.parametrize("beside", ["vae/diffusion_pytorch_model.safetensors", "offset-lora.safetensors"])
+def test_what_another_program_fetched_is_not_taken_for_the_model(
+    hub: Hub, tiny_sd1: TinyModel, beside: str
+) -> None:
+    snapshots = Path(constants.HF_HUB_CACHE) / "models--tiny--model"
+    (snapshots / "refs").mkdir(parents=True)
+    (snapshots / "refs" / "main").write_text(COMMIT)
+    part = snapshots / "snapshots" / COMMIT / beside
+    part.parent.mkdir(parents=True)
+    save_file({"encoder.conv_in.weight": torch.zeros(2)}, part)
+    assert cached("tiny/model") is None
+    assert fetch("tiny/model").is_dir()
+
+
 def test_a_single_file_of_another_form_is_told(hub: Hub) -> None:
     hub.files = {"x.safetensors": b"x" * 1000}
     assert refused("tiny/model") == (

@@ -93,7 +93,8 @@ def _compare(message: Message, at: At) -> Done:
     for number, (i, j) in enumerate(pairs):
         at(number, len(pairs))
         one, two = entries[i], entries[j]
-        name = f"{one.file.stem} and {two.file.stem}"
+        # numbered, because files of other folders may have the same names
+        name = f"{i + 1} {one.file.stem} and {j + 1} {two.file.stem}"
         found.append(
             {"first": i, "second": j, "pictures": name, **asdict(measure.conflict(one, two, family=family))}
         )

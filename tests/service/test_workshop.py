@@ -80,6 +80,16 @@ def test_a_mix_is_compared_pair_by_pair_and_balanced(studio: Studio, pair: list[
     assert {path.suffix for path in job.files} == {".png", ".csv"}
 
 
+def test_adapters_of_one_name_are_compared_in_pictures_of_their_own(
+    studio: Studio, pair: list[Entry], tiny_sd1: TinyModel
+) -> None:
+    (studio.library.folder / "other").mkdir()
+    namesake = saved(tiny_sd1.family, studio.library.folder / "other" / "ink.safetensors", seed=9)
+    job = ended(studio, studio.compare([pair[0], Entry(namesake), pair[1]]))
+    assert len({found["pictures"] for found in job.told["pairs"]}) == 3
+    assert len({path.read_bytes() for path in job.files if path.suffix == ".csv"}) == 3
+
+
 def test_a_mix_with_another_kind_is_compared_on_a_base_that_it_fits(
     studio: Studio, pair: list[Entry], tiny_sd1: TinyModel
 ) -> None:

@@ -30,6 +30,11 @@ class SdloraError(Exception):
         return f"{self.message} {self.hint}".rstrip()
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says first, without a full stop; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 class UserError(SdloraError):
     exit_code = 2
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdlora.errors import ConfigError, DeviceBusy, OutOfMemory, SdloraError
+from sdlora.errors import ConfigError, DeviceBusy, OutOfMemory, SdloraError, first_line
 from sdlora.files import held_lock
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -53,7 +53,7 @@ class Processes:
             hosts = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=1))
         except (RuntimeError, ValueError) as error:
             raise SdloraError(
-                f"The processes that are to train together cannot be connected: {str(error).splitlines()[0]}",
+                f"The processes that are to train together cannot be connected: {first_line(error)}.",
                 "Start them with `accelerate launch`, or unset WORLD_SIZE to train with one.",
             ) from error
         return cls(state.process_index, state.num_processes, state.device.index or 0, hosts)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sdlora.contracts import Step
-from sdlora.errors import SdloraError
+from sdlora.errors import SdloraError, first_line
 from sdlora.training.step import OptimizerStep
 
 _WARM_UP = 2  # calls before recording, in which libraries choose their kernels and workspaces
@@ -63,7 +63,7 @@ class CapturedStep:
             raise
         except RuntimeError as error:
             self._micro.pop(form_of(step), None)
-            raise CaptureError(f"The training step could not be captured: {_first_line(error)}.") from error
+            raise CaptureError(f"The training step could not be captured: {first_line(error)}.") from error
 
     def _warm_up(self, inputs: Step) -> None:
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -119,7 +119,3 @@ def parts_of(step: Step) -> list[Tensor]:
 
     step.map(keep)
     return parts
-
-
-def _first_line(error: RuntimeError) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

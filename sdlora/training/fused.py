@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sdlora.errors import first_line
+
 # Features of a feed-forward's input up to which its wide inside is computed again in the backward pass: at
 # 640 that saves SDXL 0.37 GiB for a hundredth of a step; a wider one costs more arithmetic for each byte.
 _NARROW = 640
@@ -45,7 +47,7 @@ def _hindrance(device: torch.device, dtype: torch.dtype) -> str:
 
         kernels.run_all(device, dtype)
     except Exception as error:  # noqa: BLE001  # whatever a compiler raises that is missing or does not fit
-        return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        return first_line(error)
     return ""
 
 

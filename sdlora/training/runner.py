@@ -17,6 +17,7 @@ from sdlora import runtime
 from sdlora.base.stored import unpacked_twice
 from sdlora.config import TrainConfig
 from sdlora.contracts import Family, Step
+from sdlora.errors import first_line
 from sdlora.events import Notice
 from sdlora.network.attach import attached
 from sdlora.runtime import Runtime
@@ -118,7 +119,7 @@ class Runner:
         return True
 
     def _simplify(self, error: CaptureError | RuntimeError) -> None:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = first_line(error)
         if self._compiling:
             self._compiling = False
             self._tell(f"The base's blocks could not be compiled: {reason}.", "The run goes on without.")

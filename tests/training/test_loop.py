@@ -122,6 +122,20 @@ def test_out_of_memory_the_run_goes_on_with_recomputed_activations(
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_an_error_without_words_is_told_by_its_kind(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+
+    def fail(self: TrainStep, step: Step) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(TrainStep, "accumulate", fail)
+    with pytest.raises(RuntimeError):
+        train(run)
+    assert "RuntimeError" in of(run, RunEnded)[-1].error
+
+
 def test_an_adapter_that_changes_nothing_is_told(make_run: MakeRun) -> None:
     run = make_run(loop__steps=1, optimizer__lr=1e-12, optimizer__text_lr=1e-12)
     train(run)

@@ -4,6 +4,7 @@ A request that fails or takes the worker with it is its own failure only; the ne
 """
 
 import itertools
+import logging
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from sdlora.errors import DeviceBusy, SdloraError
 from sdlora.service.process import Message, Worker
 
 State = Literal["waiting", "working", "done", "failed", "cancelled"]
+logger = logging.getLogger(__name__)
 KEPT = 50  # ended jobs that are remembered
 
 
@@ -136,6 +138,11 @@ class Jobs:
                     pass
             except SdloraError as error:
                 self._change(number, state="failed", error=error.message, hint=error.hint)
+            except Exception as error:  # the edge: this thread serves all requests to come
+                logger.exception("A request failed")
+                self._worker.stop()
+                words = f"Something unforeseen went wrong: {type(error).__name__}: {error}."
+                self._change(number, state="failed", error=words, hint="The terminal shows the details.")
 
     def _take(self, number: int, told: Message) -> bool:
         """Whether what the worker `told` is the end of the job."""

@@ -17,6 +17,7 @@ from sdlora.generation.request import GenerateRequest
 from sdlora.generation.sampler import generate
 from sdlora.loading import load_family
 from sdlora.service.jobs import Job
+from sdlora.service.process import Worker
 from sdlora.service.studio import CACHE_BYTES, Entry, Studio
 from tests.conftest import TinyModel
 from tests.network.test_stack import saved
@@ -56,6 +57,15 @@ def test_a_stack_leaves_nothing_to_the_next_request(studio: Studio, adapter: Pat
     first = [pixels(plain), pixels(fading), pixels("a red cat <lora:ink:4>")]
     assert [pixels(fading), pixels(plain)] == [first[1], first[0]]
     assert len(set(first)) == 3
+
+
+def test_an_answer_that_nobody_foresaw_ends_its_request_only(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "receive", lambda worker: {"id": 1})
+        assert "unforeseen" in drawn(studio, request()).error
+    assert drawn(studio, request()).state == "done"
 
 
 def test_what_became_of_every_key_is_told(studio: Studio, adapter: Path, tiny_sd1: TinyModel) -> None:

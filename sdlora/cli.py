@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 from sdlora import __version__
-from sdlora.errors import Cancelled, ConfigError, SdloraError
+from sdlora.errors import Cancelled, ConfigError, SdloraError, unforeseen
 from sdlora.home import ELSEWHERE, name_elsewhere
 
 COMMANDS = {
@@ -174,6 +174,6 @@ def _unexpected(error: Exception) -> SdloraError:
     with open(handle, "w", encoding="utf-8") as file:
         traceback.print_exception(error, file=file)
     return SdloraError(
-        f"Something unforeseen went wrong: {type(error).__name__}: {error}.",
+        unforeseen(error),
         f"The details are in {log}; please report them.",
     )

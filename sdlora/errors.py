@@ -35,6 +35,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
+def unforeseen(error: BaseException) -> str:
+    """The sentence for an error that is none of this tree."""
+    return f"Something unforeseen went wrong: {type(error).__name__}: {error}."
+
+
 class UserError(SdloraError):
     exit_code = 2
 

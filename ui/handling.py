@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from sdlora.errors import SdloraError
+from sdlora.errors import SdloraError, unforeseen
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,9 +41,8 @@ def told(handler: Callable[P, R]) -> Callable[P, R]:
             raise
         except Exception as error:  # the process edge of the page
             logging.getLogger("sdlora").exception("A handler of the page failed")
-            words = f"Something unforeseen went wrong: {type(error).__name__}: {error}."
             raise gr.Error(
-                f"{words} The terminal shows the details.", duration=None, print_exception=False
+                f"{unforeseen(error)} The terminal shows the details.", duration=None, print_exception=False
             ) from error
 
     return run

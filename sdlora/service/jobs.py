@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sdlora.errors import DeviceBusy, SdloraError
+from sdlora.errors import DeviceBusy, SdloraError, unforeseen
 from sdlora.service.process import Message, Worker
 
 State = Literal["waiting", "working", "done", "failed", "cancelled"]
@@ -141,8 +141,9 @@ class Jobs:
             except Exception as error:  # the edge: this thread serves all requests to come
                 logger.exception("A request failed")
                 self._worker.stop()
-                words = f"Something unforeseen went wrong: {type(error).__name__}: {error}."
-                self._change(number, state="failed", error=words, hint="The terminal shows the details.")
+                self._change(
+                    number, state="failed", error=unforeseen(error), hint="The terminal shows the details."
+                )
 
     def _take(self, number: int, told: Message) -> bool:
         """Whether what the worker `told` is the end of the job."""

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from typing import TextIO
 
-from sdlora.errors import Cancelled, SdloraError
+from sdlora.errors import Cancelled, SdloraError, unforeseen
 from sdlora.service.drawing import Drawing
 from sdlora.service.process import Done, Message
 from sdlora.service.workshop import work
@@ -72,8 +72,9 @@ class _Server:
                 self._fail(message["id"], error)
             except Exception as error:  # the process edge: the page shows words, the log the details
                 logging.exception("A request failed")
-                words = f"Something unforeseen went wrong: {type(error).__name__}: {error}."
-                self._fail(message["id"], SdloraError(words, "The details are in the worker's log."))
+                self._fail(
+                    message["id"], SdloraError(unforeseen(error), "The details are in the worker's log.")
+                )
             else:
                 seconds = time.monotonic() - began
                 files = [str(file) for file in done.files]

@@ -12,7 +12,7 @@ from sdlora.config import TrainConfig
 from sdlora.contracts import Family, Step
 from sdlora.data.batches import Batches, prepare
 from sdlora.data.items import Dataset
-from sdlora.errors import Cancelled, SdloraError, StorageError
+from sdlora.errors import Cancelled, SdloraError, StorageError, unforeseen
 from sdlora.events import Event, Notice, Outcome, Phase, RunEnded, StepDone
 from sdlora.home import Home
 from sdlora.loading import load_family
@@ -88,7 +88,7 @@ def recorded(run: Run, tell: Tell, *, alone: bool = True) -> Iterator[Tell]:
             raise
         except Exception as error:  # the edge of the process: a run always says how it ended
             logger.exception("unforeseen")
-            text = f"Something unforeseen went wrong: {type(error).__name__}: {error}."
+            text = unforeseen(error)
             if not ends:
                 _tell_failure(tell, run, text, f"The details are in {run.path / 'log.txt'}.")
             raise

@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sdlora.errors import Cancelled, SdloraError
+from sdlora.errors import Cancelled, SdloraError, unforeseen
 from sdlora.runtime import Processes
 from sdlora.training.run import Run
 from sdlora.training.step import TrainStep
@@ -135,7 +135,7 @@ def meet(processes: Processes, place: str, said: str = "") -> list[str]:
 
 def _tell_failed(processes: Processes, error: BaseException) -> None:
     """The others, where they meet next, raise what went wrong here."""
-    message, hint = f"Something unforeseen went wrong: {type(error).__name__}: {error}.", ""
+    message, hint = unforeseen(error), ""
     if isinstance(error, SdloraError):
         message, hint = error.message, error.hint
     elif isinstance(error, KeyboardInterrupt):

@@ -1,7 +1,7 @@
 """`python -m benchmarks.quality [base] [lora] [plain]`: the built-in base and adapters on it, judged.
 
 Writes `report.json` and picture sheets into the output folder and prints the report. Without a part
-named, all are run: an hour on two free CPU cores, some minutes on a large GPU.
+named, all are run: some forty minutes on two free CPU cores.
 """
 
 import argparse
@@ -78,25 +78,40 @@ def _base(options: argparse.Namespace, jury: judge.Jury) -> dict:
 def _lora(options: argparse.Namespace, jury: judge.Jury) -> dict:
     family = load_family("builtin", device=options.device, dtype=torch.float32)
     bench = lora.Bench.of(family, painter.load(builtin(), device=options.device), jury)
-    return _averaged([_of_one_training(options, bench, seed) for seed in range(options.trainings)])
+    subjects, asked = _requests(options, jury)
+    unstyled, pictures = lora.style(jury, bench.paint, subjects)
+    alone = bench.paint([m.prompt for m in asked])
+    trainings = [
+        _of_one_training(options, bench, seed=seed, base_row=(subjects, pictures))
+        for seed in range(options.trainings)
+    ]
+    return {
+        "without_adapter": {"style": unstyled, "character": lora.character(jury, alone, asked)},
+        **_averaged(trainings),
+    }
 
 
-def _of_one_training(options: argparse.Namespace, bench: lora.Bench, seed: int) -> dict:
+def _requests(options: argparse.Namespace, jury: judge.Jury) -> tuple[list[str], list[lora.Meeting]]:
+    """The subjects that a style is asked for, and the prompts with the character."""
+    return lora.style_subjects(jury, options.subjects), lora.meetings(options.subjects * 2 // 5)
+
+
+def _of_one_training(
+    options: argparse.Namespace, bench: lora.Bench, *, seed: int, base_row: tuple[list[str], torch.Tensor]
+) -> dict:
     words = (*options.train.split(), "--loop.device", str(options.device), "--loop.seed", str(seed))
     ink, figure = (lora.train(name, options.output, *words) for name in lora.RECIPES)
-    jury = bench.jury
-    subjects, asked = lora.style_subjects(jury, options.subjects), lora.meetings(options.subjects * 2 // 5)
+    jury, (subjects, asked) = bench.jury, _requests(options, bench.jury)
     styled, pictures = lora.style(jury, lambda p: bench.paint(p, ink.file), subjects)
-    unstyled, plain_pictures = lora.style(jury, bench.paint, subjects)
     prompts = [m.prompt for m in asked]
-    met, alone = bench.paint(prompts, figure.file), bench.paint(prompts)
+    met = bench.paint(prompts, figure.file)
     untriggered = [f"an icon of {s.replace('-', ' ')}" for s in subjects[: len(asked)]]
     stacked = [f"an ink icon of zibbo {m.pose}" for m in asked if m.pose]
     mixed = bench.paint(stacked, ink.file, figure.file)
     _save_rows(
         options.output / f"adapters-{seed}.png",
         {
-            "base": (subjects, plain_pictures),
+            "base": base_row,
             "ink": (subjects, pictures),
             "character": (prompts, met),
             "both": (stacked, mixed),
@@ -104,10 +119,9 @@ def _of_one_training(options: argparse.Namespace, bench: lora.Bench, seed: int) 
     )
     return {
         "trained": {"ink-style": ink.report, "character": figure.report},
-        "style": {"with": styled, "without": unstyled},
+        "style": styled,
         "character": {
-            "with": lora.character(jury, met, asked),
-            "without_adapter": lora.character(jury, alone, asked),
+            **lora.character(jury, met, asked),
             "without_trigger": lora.both(jury, bench.paint(untriggered, figure.file))["character_top1"],
         },
         "stacked": lora.both(jury, mixed),

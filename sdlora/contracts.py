@@ -218,7 +218,8 @@ class Step(NamedTuple):
     latents, noise [B,C,h,w] fp32; timesteps [B] int64; tokens [B,E,L] int64 (text encoder trained) or
     conditioning (cached); sizes [B,6] | None; weight [B] (loss weight of each sample);
     mask [B,1,h,w] | None (loss weight of each place); members: of the runs that train together those whose
-    samples these are, one after another, or () when they are of all.
+    samples these are, one after another, or () when they are of all; keeps: what the base makes of these
+    captions is to stay, so that `target` [B,C,h,w] becomes the base's own answer (else None: the noise's).
     """
 
     latents: Tensor
@@ -230,6 +231,8 @@ class Step(NamedTuple):
     weight: Tensor
     mask: Tensor | None
     members: tuple[int, ...] = ()
+    keeps: bool = False
+    target: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Step":
         """The same with `change` applied to every tensor."""
@@ -246,6 +249,7 @@ class Step(NamedTuple):
             sizes=changed(self.sizes),
             weight=change(self.weight),
             mask=changed(self.mask),
+            target=changed(self.target),
         )
 
 
@@ -253,9 +257,17 @@ class Objective(Protocol):
     """An option tree of `sdlora.objectives`; frozen dataclass with the class variable `kind`."""
 
     kind: ClassVar[str]
+    preservation: float  # weight of what keeps the base's answers to captions without the trigger; 0 is none
+
+    def prediction(self, family: Family, step: Step) -> Tensor:
+        """What the UNet says of the noisy latents of `step` [B,C,h,w], fp32."""
+        ...
 
     def loss(self, family: Family, step: Step) -> Tensor:
-        """Loss of each sample [B], weighted; no Python branch on tensor values, no host copy."""
+        """Loss of each sample [B], weighted, against the step's target where it has one.
+
+        No Python branch on tensor values, no host copy.
+        """
         ...
 
     def timesteps(self, generator: torch.Generator, count: int) -> Tensor:

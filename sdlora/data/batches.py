@@ -8,7 +8,7 @@ Shapes: B batch, C latent channels, h w latents, E text encoders, L tokens, D wi
 """
 
 import copy
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from sdlora.contracts import Conditioning, Family, Step
 from sdlora.data.ahead import ahead
 from sdlora.data.buckets import Bucket, BucketPlan, plan
 from sdlora.data.cache import LatentCache, TextCache, View, prune
-from sdlora.data.captions import all_captions, caption_at, varies, with_trigger
+from sdlora.data.captions import all_captions, caption_at, varies, with_trigger, without_trigger
 from sdlora.data.chance import choices, generator, number
 from sdlora.data.images import place
 from sdlora.data.items import Dataset, Item
@@ -29,6 +29,8 @@ from sdlora.home import cache_limit
 from sdlora.residence import text_encoders
 
 STEPS_AHEAD = 3
+NO_TRIGGER = "Without a trigger word nothing keeps the adapter from showing where nobody called it."
+KEPT = 4  # one sample of so many also keeps what the base makes of its caption without the trigger word
 
 
 class Draw(NamedTuple):
@@ -77,9 +79,21 @@ def prepare(
     if not train_text and not varies(config.data.captions):
         texts = TextCache(cache, family, clip_skip=config.base.clip_skip)
         captions = {text for item in dataset.items for text in all_captions(item, config.data.captions)}
+        if preserves(config):
+            captions |= {without_trigger(text, config.data.captions.trigger) for text in captions}
         texts.fill(captions, lambda done, total: on_progress("encoding captions", done, total))
     prune(cache, limit=limit)
     return Batches(buckets, config, family, latents=latents, texts=texts)
+
+
+def preserves(config: TrainConfig) -> bool:
+    """Whether steps also keep what the base makes of captions without the trigger word."""
+    return bool(config.objective.preservation) and not lacks_trigger(config)
+
+
+def lacks_trigger(config: TrainConfig) -> bool:
+    """Whether nothing can be kept because there is no trigger word to leave out."""
+    return bool(config.objective.preservation) and not config.data.captions.trigger.strip()
 
 
 def pass_order(buckets: BucketPlan, *, seed: int, number_of_pass: int) -> list[tuple[Bucket, list[Draw]]]:
@@ -151,6 +165,11 @@ class Batches:
         return ("unet",) if self._texts else ("unet", *text_encoders(self.family))
 
     @property
+    def forms(self) -> int:
+        """In how many shapes micro-batches come."""
+        return len(self.plan.samples) * (2 if preserves(self.config) else 1)
+
+    @property
     def batches_per_pass(self) -> int:
         """Micro-batches in which every image was trained on `repeats` times."""
         return self.plan.batches_per_pass
@@ -162,28 +181,43 @@ class Batches:
 
     def at(self, step: int) -> tuple[Step, ...]:
         """The micro-batches of optimizer step `step` (from 0), on the CPU; pinned for a CUDA device."""
-        first = step * self.config.loop.accumulate
-        return tuple(self._micro_batch(first + i) for i in range(self.config.loop.accumulate))
+        count = self.config.loop.accumulate
+        return tuple(part for i in range(count) for part in self._micro_batch(step * count + i))
 
     def stream(self, start: int = 0) -> Generator[tuple[Step, ...], None, None]:
         """`at(start)`, `at(start + 1)` and so on without end, made by a thread a few steps ahead."""
         return ahead(self.at, count(start), depth=STEPS_AHEAD)
 
-    def _micro_batch(self, index: int) -> Step:
+    def _micro_batch(self, index: int) -> Iterator[Step]:
+        """What is learned, then what is kept of the base where that is asked for."""
         number_of_pass, place_in_pass = divmod(index, self.batches_per_pass)
         bucket, draws = self._pass(number_of_pass)[place_in_pass]
         draws = draws[self._part]
         samples = [self._sample(draw, bucket, number_of_pass) for draw in draws]
-        captions = [sample.caption for sample in samples]
+        sizes = self._sizes([draw.item for draw in draws], bucket)
+        yield self._step(samples, [sample.caption for sample in samples], sizes)
+        every = max(1, KEPT // len(samples))  # micro-batches
+        if preserves(self.config) and index % every == 0:
+            yield self._keeping(samples[::KEPT], None if sizes is None else sizes[::KEPT], weight=every)
+
+    def _keeping(self, samples: Sequence["_Sample"], sizes: Tensor | None, *, weight: float) -> Step:
+        """The samples with what is said of them but for the trigger word."""
+        spec, weight = self.config.data.captions, weight * self.config.objective.preservation
+        kept = [sample._replace(mask=None, weight=weight) for sample in samples]
+        captions = [without_trigger(sample.caption, spec.trigger) for sample in samples]
+        return self._step(kept, captions, sizes)._replace(keeps=True)
+
+    def _step(self, samples: Sequence["_Sample"], captions: Sequence[str], sizes: Tensor | None) -> Step:
+        masks = [sample.mask for sample in samples if sample.mask is not None]
         step = Step(
             latents=torch.stack([sample.latents for sample in samples]),
             noise=torch.stack([sample.noise for sample in samples]),
             timesteps=torch.cat([sample.timestep for sample in samples]),
             tokens=None if self._texts else self._tokens(captions),
             conditioning=_stack([self._texts.read(text) for text in captions]) if self._texts else None,
-            sizes=self._sizes([draw.item for draw in draws], bucket),
-            weight=torch.tensor([draw.weight for draw in draws]),
-            mask=torch.stack([sample.mask for sample in samples]) if self._masked else None,
+            sizes=sizes,
+            weight=torch.tensor([sample.weight for sample in samples]),
+            mask=torch.stack(masks) if masks else None,
         )
         return step.map(Tensor.pin_memory) if self.family.device.type == "cuda" else step
 
@@ -203,10 +237,11 @@ class Batches:
         white = torch.randn(latents.shape, generator=chance)
         return _Sample(
             latents=latents,
-            mask=torch.ones_like(latents[:1]) if mask is None else mask,
+            mask=torch.ones_like(latents[:1]) if self._masked and mask is None else mask,
             noise=objective.shape_noise(white, chance),
             timestep=objective.timesteps(generator(seed, "timestep", *which), 1),
             caption=caption_at(item, self.config.data.captions, seed=seed, step_key=f"{which[1]} {which[2]}"),
+            weight=draw.weight,
         )
 
     def _tokens(self, captions: Sequence[str]) -> Tensor:
@@ -223,10 +258,11 @@ class Batches:
 
 class _Sample(NamedTuple):
     latents: Tensor
-    mask: Tensor
+    mask: Tensor | None
     noise: Tensor
     timestep: Tensor
     caption: str
+    weight: float
 
 
 def _longest_caption(family: Family, items: Sequence[Item], config: TrainConfig) -> str:

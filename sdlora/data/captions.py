@@ -46,6 +46,17 @@ def with_trigger(caption: str, trigger: str) -> str:
     return f"{trigger}, {caption}" if caption else trigger
 
 
+def without_trigger(caption: str, trigger: str) -> str:
+    """`caption` with `trigger` left out wherever it stands, and no gap where it stood."""
+    left = _as_words(trigger).sub("", caption)
+    tags = [" ".join(tag.split()) for tag in left.split(",")]
+    return ", ".join(tag for tag in tags if tag)
+
+
 def has_trigger(caption: str, trigger: str) -> bool:
     """Whether `trigger` stands in `caption` as words of its own, in any case: CLIP knows no capitals."""
-    return re.search(rf"(?<!\w){re.escape(trigger.strip())}(?!\w)", caption, re.IGNORECASE) is not None
+    return _as_words(trigger).search(caption) is not None
+
+
+def _as_words(trigger: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(trigger.strip())}(?!\w)", re.IGNORECASE)

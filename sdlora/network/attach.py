@@ -26,6 +26,7 @@ class Network(nn.Module):
         super().__init__()
         self.layers = tuple(adapters)
         self._held = nn.ModuleDict({_name(layer): adapter for layer, adapter in adapters.items()})
+        self.silent = False
 
     @property
     def adapters(self) -> dict[Layer, Adapter]:
@@ -42,6 +43,15 @@ class Network(nn.Module):
         return Network(
             {layer: copy.deepcopy(a).to(dtype) if a.cast_whole else a for layer, a in self.adapters.items()}
         )
+
+    @contextmanager
+    def silenced(self) -> Iterator[None]:
+        """Inside, layers that the network is attached to answer as if it were not. Not for threads."""
+        self.silent = True
+        try:
+            yield
+        finally:
+            self.silent = False
 
     def parameters_of(self, component: str) -> list[nn.Parameter]:
         """The parameters of the adapters of one component, such as "unet"."""
@@ -77,7 +87,7 @@ def attached(family: Family, network: Network) -> Iterator[None]:
     """
     with contextlib.ExitStack() as changes:
         for layer, adapter in network.adapters.items():
-            changes.enter_context(_adapted(module_of(family, layer), adapter))
+            changes.enter_context(_adapted(module_of(family, layer), adapter, network))
         yield
 
 
@@ -90,11 +100,11 @@ def module_of(family: Family, layer: Layer) -> nn.Module:
 
 
 @contextmanager
-def _adapted(module: nn.Module, adapter: Adapter) -> Iterator[None]:
+def _adapted(module: nn.Module, adapter: Adapter, network: Network) -> Iterator[None]:
     plain, own = module.forward, vars(module).get("forward")
 
     def forward(x: Tensor) -> Tensor:
-        return adapter.adapted(x, module, plain)
+        return plain(x) if network.silent else adapter.adapted(x, module, plain)
 
     module.forward = forward
     try:

@@ -4,6 +4,8 @@ Per-sample losses [B]; the target (noise or velocity) is the family's. Everythin
 tensors, so that a step can be captured as a CUDA graph.
 
 Huber on diffusion: Khrapov et al. 2024. Min-SNR: Hang et al. 2023. Noise offset: Guttenberg 2023.
+Preservation: Li and Hoiem 2016, "Learning without Forgetting"; with captions that lack their trigger word it
+is ai-toolkit's differential output preservation.
 """
 
 import math
@@ -56,6 +58,13 @@ class Denoising:
         low=0,
         high=1,
     )
+    preservation: float = option(
+        0.0,
+        "How strongly what the base makes of captions without their trigger word is kept, so that the adapter"
+        " shows only where it is called; steps take about a third longer, and 0 is off",
+        low=0,
+        high=10,
+    )
     timestep_min: int = option(0, "Lowest timestep that is trained", low=0, high=TIMESTEPS - 1)
     timestep_max: int = option(TIMESTEPS - 1, "Highest timestep that is trained", low=0, high=TIMESTEPS - 1)
 
@@ -67,15 +76,20 @@ class Denoising:
                 "Give a minimum that is not above the maximum.",
             )
 
-    def loss(self, family: Family, step: Step) -> Tensor:
-        """Loss of each sample [B], weighted by its mask, its noise level and its own weight."""
+    def prediction(self, family: Family, step: Step) -> Tensor:
+        """What the UNet says of the noisy latents [B,C,h,w], fp32."""
         if step.conditioning is None:
             raise ValueError("a step reaches its objective with its conditioning")
+        noisy = family.noise.add(step.latents, step.noise, step.timesteps)
+        return family.predict(noisy, step.timesteps, step.conditioning).float()
+
+    def loss(self, family: Family, step: Step) -> Tensor:
+        """Loss of each sample [B], weighted by its mask, its noise level and its own weight."""
         noise = family.noise
-        noisy = noise.add(step.latents, step.noise, step.timesteps)
-        prediction = family.predict(noisy, step.timesteps, step.conditioning).float()
-        target = noise.target(step.latents, step.noise, step.timesteps)
-        distance = self._distance(prediction - target, noise, step.timesteps)
+        target = step.target
+        if target is None:
+            target = noise.target(step.latents, step.noise, step.timesteps)
+        distance = self._distance(self.prediction(family, step) - target, noise, step.timesteps)
         if step.mask is not None:
             distance = distance * step.mask
         return distance.flatten(1).mean(1) * self._weight(noise, step.timesteps) * step.weight

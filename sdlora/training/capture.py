@@ -106,7 +106,7 @@ def _fill(inputs: Step, step: Step) -> None:
 def form_of(step: Step) -> tuple[object, ...]:
     """What a recorded step is bound to: whose samples and which parts it has, shapes and number formats."""
     present = tuple(part is not None for part in step)
-    return (step.members, present, *((tuple(part.shape), part.dtype) for part in parts_of(step)))
+    return (step.members, step.keeps, present, *((tuple(part.shape), part.dtype) for part in parts_of(step)))
 
 
 def parts_of(step: Step) -> list[Tensor]:

@@ -31,6 +31,8 @@ def side_by_side(train_step: OptimizerStep, *, most: int) -> Iterator[None]:
     with ThreadPoolExecutor(parts, named, initializer=torch.set_num_threads, initargs=shares) as pool:
 
         def slopes(step: Step) -> Iterator[Slope]:
+            if len(step.weight) == 1:
+                return iter([train_step.slope(step)])
             return pool.map(train_step.slope, parted(step, math.ceil(len(step.weight) / parts)))
 
         before, train_step.slopes = train_step.slopes, slopes

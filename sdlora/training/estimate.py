@@ -14,7 +14,7 @@ import torch
 
 from sdlora import options
 from sdlora.config import TrainConfig
-from sdlora.data.batches import plan_for
+from sdlora.data.batches import NO_TRIGGER, lacks_trigger, plan_for
 from sdlora.data.folder import scan
 from sdlora.data.report import BucketRow, Report, report
 from sdlora.files import free_bytes
@@ -285,6 +285,8 @@ def _warnings(config: TrainConfig, info: ModelInfo, told: Report, passes: float,
         found.append(f"{small} of {told.images} pictures are smaller than the training size and get blurred.")
     if told.captioned < told.images:
         found.append(f"{told.images - told.captioned} of {told.images} pictures have no caption.")
+    if lacks_trigger(config):
+        found.append(NO_TRIGGER)
     if passes < 1:
         found.append(f"{config.loop.steps} steps are less than one pass: some pictures are never seen.")
     if passes > _OFTEN:

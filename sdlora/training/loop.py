@@ -170,7 +170,7 @@ class Loop:
     @property
     def forms(self) -> int:
         """In how many forms micro-batches come."""
-        return len(self._micro_batches.plan.samples)
+        return self._micro_batches.forms
 
     def course(self) -> Iterator[tuple[Step, ...]]:
         """The micro-batches of step after step; before the next are asked for, a step was made of them.

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from sdlora.config import TrainConfig
+from sdlora.data.batches import preserves
 from sdlora.files import write_atomic
 
 _WARM_UP = 3  # steps that are slower than the rest
@@ -34,7 +35,8 @@ def remember(
     """`recall` knows what the steps of this run took, if they were enough to tell."""
     if len(seconds) <= 2 * _WARM_UP:
         return
-    measured = Measured(round(statistics.median(seconds[_WARM_UP:]), 6), memory)
+    middle = statistics.fmean if preserves(config) else statistics.median  # some steps keep, and take longer
+    measured = Measured(round(middle(seconds[_WARM_UP:]), 6), memory)
     table = _table(cache) | {_key(config, model, resolution): asdict(measured)}
     write_atomic(_file(cache), json.dumps(table, indent=1, sort_keys=True))
 
@@ -50,6 +52,7 @@ def _key(config: TrainConfig, model: str, resolution: int) -> str:
         loop.precision,
         f"stored {config.base.storage}",
         f"recomputed {loop.checkpointing} fetched {loop.offload}",
+        f"kept {preserves(config)}",
         f"captured {loop.capture} compiled {loop.compile} repeated {loop.deterministic}",
         str(adapter),
     )

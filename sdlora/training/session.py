@@ -13,6 +13,7 @@ from sdlora.adapters import KINDS
 from sdlora.base.stored import store
 from sdlora.config import TrainConfig
 from sdlora.contracts import Family
+from sdlora.data.batches import NO_TRIGGER, lacks_trigger
 from sdlora.data.folder import scan
 from sdlora.data.items import Dataset
 from sdlora.events import CheckpointSaved, Event, Notice, RunStarted
@@ -67,6 +68,8 @@ class Session:
             last.fixed.require_same(fixed)
         for text in _problems(dataset):
             tell(Notice(text=text))
+        if lacks_trigger(config):
+            tell(Notice(text=NO_TRIGGER, hint="Name one with data.captions.trigger."))
         _pack(family, config)
         network = create(family, taught(config), seed=config.loop.seed).to(family.device)
         train_step = TrainStep(family, network, config)

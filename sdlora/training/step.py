@@ -96,8 +96,18 @@ class TrainStep:
     def accumulate(self, step: Step) -> None:
         """The gradient of the mean loss of `step` is added to that of the optimizer step."""
         self.refresh()
-        for slope in self.slopes(step):
+        for slope in self.slopes(self.aimed(step, self.working)):
             self.collect(slope)
+
+    def aimed(self, step: Step, working: Network) -> Step:
+        """`step` with the base's own answer as its target where that is to be kept.
+
+        `working` are the adapters that the base has on it.
+        """
+        if not step.keeps:
+            return step
+        with torch.no_grad(), working.silenced():
+            return step._replace(target=self._objective.prediction(self.family, self._conditioned(step)))
 
     def slope(self, step: Step) -> Slope:
         """The slope of the mean loss of `step`. Changes nothing, so that threads may ask at once."""
@@ -107,8 +117,7 @@ class TrainStep:
 
     def losses(self, step: Step) -> Tensor:
         """The loss of each sample [B]."""
-        conditioned = step._replace(conditioning=self._conditioning(step), tokens=None, sizes=None)
-        return self._objective.loss(self.family, conditioned)
+        return self._objective.loss(self.family, self._conditioned(step))
 
     def counted(self, losses: Tensor) -> Tensor:
         """What the mean of `losses` is of the optimizer step's loss []."""
@@ -173,6 +182,9 @@ class TrainStep:
     def tensors(self) -> list[Tensor]:
         """Everything that `accumulate` and `update` change."""
         return [*self.state().values(), self.sums, self.result]
+
+    def _conditioned(self, step: Step) -> Step:
+        return step._replace(conditioning=self._conditioning(step), tokens=None, sizes=None)
 
     def _conditioning(self, step: Step) -> Conditioning:
         if step.conditioning is not None:

@@ -7,6 +7,7 @@ their samples are of several forms, such as tall and wide pictures, a step takes
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -156,7 +157,8 @@ class JointStep:
     def _accumulate(self, step: Step, members: Sequence[TrainStep]) -> None:
         for member in members:
             member.refresh()
-        parts = members[0].losses(step).chunk(len(members))
+        aimed = members[0].aimed(step, self.working)
+        parts = members[0].losses(aimed).chunk(len(members))
         losses = [member.counted(part) for member, part in zip(members, parts, strict=True)]
         scaled = [member.scaled(loss) for member, loss in zip(members, losses, strict=True)]
         leaves = [leaf for member in members for leaf in member.leaves]
@@ -184,13 +186,14 @@ class JointStep:
 
 def _joined(asked: Sequence[Sequence[Step]]) -> Iterator[Step]:
     """The micro-batches of all runs, as one for each of their forms."""
-    for steps in zip(*asked, strict=True):
+    for steps in zip_longest(*asked):  # those with a trigger word may have more than those without
         of_form: dict[object, list[int]] = {}
         for number, step in enumerate(steps):
-            of_form.setdefault(form_of(step), []).append(number)
+            if step is not None:
+                of_form.setdefault(form_of(step), []).append(number)
         for numbers in of_form.values():
             one = _one([steps[number] for number in numbers])
-            yield one if len(of_form) == 1 else one._replace(members=tuple(numbers))
+            yield one if len(numbers) == len(steps) else one._replace(members=tuple(numbers))
 
 
 def _one(steps: Sequence[Step]) -> Step:

@@ -116,6 +116,50 @@ def test_parts_of_batches_are_the_batches_of_one(made: Maker) -> None:
         assert all(torch.equal(a, b) for a, b in zip(joined, tensors(whole.at(step)), strict=True))
 
 
+KEEPING = {"objective__preservation": 0.5, "data__captions__trigger": "cat"}
+
+
+@pytest.mark.parametrize("train_text", [False, True])
+def test_a_fourth_of_the_samples_also_keeps_what_is_said_without_the_trigger(
+    made: Maker, train_text: bool
+) -> None:
+    for caption in made.folder.glob("*.txt"):
+        caption.write_text("a cat on a mat")
+    shared = {"loop__batch_size": 6, "train_text": train_text, "data__captions__dropout": 0}
+    learned, kept = made(**shared, **KEEPING).at(0)
+    assert same((learned,), made(**shared, data__captions__trigger="cat").at(0)) and not learned.keeps
+    assert kept.keeps and kept.weight.tolist() == [0.5, 0.5]
+    for part in ("latents", "noise", "timesteps"):
+        assert torch.equal(getattr(kept, part), getattr(learned, part)[::4])
+    for caption in made.folder.glob("*.txt"):
+        caption.write_text("a on a mat")
+    (without,) = made(**shared).at(0)
+    if train_text:
+        assert torch.equal(kept.tokens, without.tokens[::4])
+    else:
+        assert torch.equal(kept.conditioning.states, without.conditioning.states[::4])
+
+
+@pytest.mark.parametrize(("batch_size", "keeping"), [(1, "1000"), (2, "1010"), (3, "1111")])
+def test_small_batches_keep_as_much_in_fewer_steps(made: Maker, batch_size: int, keeping: str) -> None:
+    batches = made(loop__batch_size=batch_size, **KEEPING)
+    steps = [batches.at(step) for step in range(4)]
+    assert [len(step) for step in steps] == [1 + int(kept) for kept in keeping]
+    assert steps[0][1].weight.tolist() == [0.5 * 4 / keeping.count("1")]
+
+
+def test_without_a_trigger_nothing_is_kept(made: Maker) -> None:
+    assert same(made(objective__preservation=0.5).at(0), made().at(0))
+
+
+def test_parts_of_batches_keep_what_the_batches_of_one_keep(made: Maker) -> None:
+    whole = made(loop__batch_size=8, **KEEPING)
+    parts = [whole.part(number, of=2) for number in range(2)]
+    halves = [list(tensors(part.at(1))) for part in parts]
+    joined = [torch.cat(pair) for pair in zip(*halves, strict=True)]
+    assert all(torch.equal(a, b) for a, b in zip(joined, tensors(whole.at(1)), strict=True))
+
+
 def test_one_mask_gives_every_batch_a_mask(made: Maker) -> None:
     draw((64, 64), "white").save(made.folder / "0-red-masklabel.png")
     batches = made()

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from sdlora.config import CaptionSpec
-from sdlora.data.captions import all_captions, caption_at, has_trigger, with_trigger
+from sdlora.data.captions import all_captions, caption_at, has_trigger, with_trigger, without_trigger
 from sdlora.data.items import Item
 
 
@@ -67,6 +67,21 @@ def test_the_trigger_is_in_every_caption_that_is_not_dropped() -> None:
 def test_a_trigger_is_put_in_front_once(caption: str, expected: str) -> None:
     assert with_trigger(caption, "ohwx") == expected
     assert with_trigger(expected, "ohwx") == expected
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("ohwx, a cat", "a cat"),
+        ("a photo of Ohwx in a hat", "a photo of in a hat"),
+        ("a cat, ohwx, ohwx", "a cat"),
+        ("ohwxes", "ohwxes"),
+        ("ohwx", ""),
+        ("", ""),
+    ],
+)
+def test_a_trigger_that_is_left_out_leaves_no_gap(caption: str, expected: str) -> None:
+    assert without_trigger(caption, " ohwx ") == expected
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5, 1.0])

@@ -44,7 +44,11 @@ def test_detaching_leaves_the_base_bit_equal(tiny_sd1: TinyModel) -> None:
     family = tiny_sd1.family
     before = answer(family)
     weights = {name: p.clone() for name, p in family.components["unet"].named_parameters()}
-    with attached(family, awake(create(family, SPEC, seed=0))):
+    network = awake(create(family, SPEC, seed=0))
+    with attached(family, network):
+        assert not torch.equal(answer(family), before)
+        with network.silenced():
+            assert torch.equal(answer(family), before)
         assert not torch.equal(answer(family), before)
     assert torch.equal(answer(family), before)
     assert all(torch.equal(p, weights[n]) for n, p in family.components["unet"].named_parameters())

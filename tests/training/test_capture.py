@@ -36,6 +36,8 @@ def test_captured_equals_uncaptured_bit_for_bit(make_run: MakeRun, precision: st
         "loop__precision": precision,
         "loop__accumulate": 2,
         "loop__steps": 8,
+        "objective__preservation": 0.5,
+        "data__captions__trigger": "cat",
     }
     captured, plain = make_run(**shared), make_run(**shared, loop__capture=False)
     trained(captured)

@@ -53,6 +53,10 @@ def test_compiled_blocks_answer_and_learn_the_same_and_are_put_back(
     conditioning = family.encode_text(family.tokenize(["a cat"]))
     noisy = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
 
+    @torch.no_grad()
+    def answer() -> Tensor:
+        return family.predict(noisy, torch.tensor([10]), conditioning)
+
     def learned() -> list[Tensor]:
         loss = family.predict(noisy, torch.tensor([10]), conditioning).square().mean()
         return [loss, *torch.autograd.grad(loss, list(network.parameters()))]
@@ -64,10 +68,18 @@ def test_compiled_blocks_answer_and_learn_the_same_and_are_put_back(
             first = len(graphs)
             learned()
             assert len(graphs) == first
+            with network.silenced():
+                alone = answer()
+            learned()
+            second = len(graphs)
+            with network.silenced():
+                assert torch.equal(answer(), alone)
+            assert len(graphs) == second
             with compile.uncompiled():
                 assert torch.equal(learned()[0], expected[0])
     blocks = sum(name.endswith(("Block2D", "Transformer2DModel")) for name in map(_kind, unet.modules()))
     assert 0 < first < blocks
+    assert torch.allclose(alone, answer(), atol=1e-6)
     assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(found, expected, strict=True))
     assert not any("forward" in vars(module) for module in unet.modules())
 

@@ -54,9 +54,12 @@ def test_more_of_anything_is_estimated_to_need_more_memory(make_run: MakeRun) ->
 
 def test_less_than_one_pass_and_files_of_no_use_are_told(make_run: MakeRun, image_folder: Path) -> None:
     (image_folder / "broken.png").write_bytes(b"no picture")
-    warnings = " ".join(plan_of(make_run(loop__steps=1).config).warnings)
+    warnings = " ".join(plan_of(make_run(loop__steps=1, objective__preservation=0.1).config).warnings)
     assert "1 file of the dataset cannot be used" in warnings
     assert "less than one pass" in warnings
+    assert "Without a trigger word" in warnings
+    keeping = make_run(objective__preservation=0.1, data__captions__trigger="cat")
+    assert not any("trigger" in text for text in plan_of(keeping.config).warnings)
 
 
 def test_a_missing_dataset_or_base_is_told_before_the_start(make_run: MakeRun, tmp_path: Path) -> None:

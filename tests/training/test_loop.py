@@ -65,7 +65,8 @@ def test_events_reach_the_listener_in_the_order_of_the_file(make_run: MakeRun) -
 
 @pytest.mark.parametrize("step", [1, 3, 5])
 def test_a_stopped_and_resumed_run_writes_the_same_bytes(make_run: MakeRun, step: int) -> None:
-    straight, broken = (make_run(loop__accumulate=2) for _ in range(2))
+    keeping = {"objective__preservation": 0.5, "data__captions__trigger": "ball"}
+    straight, broken = (make_run(loop__accumulate=2, **keeping) for _ in range(2))
     train(straight)
     assert train(broken, on_event=stop_at(broken, step)).outcome == "stopped"
     assert broken.status == "stopped" and broken.adapter.is_file()

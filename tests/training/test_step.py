@@ -108,6 +108,22 @@ def test_micro_batches_add_up_to_the_whole_batch() -> None:
         assert torch.allclose(one, other, atol=1e-5)
 
 
+def test_new_adapters_have_nothing_to_keep_and_nothing_to_undo() -> None:
+    it = made()
+    assert run(it, example(0)._replace(keeps=True)) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_keeping_brings_the_answers_of_the_base_back(dtype: torch.dtype) -> None:
+    it = made(OneLayer(dtype), optimizer__weight_decay=0)
+    for number in range(20):
+        run(it, example(number), number=number)
+    first = run(it, example(30)._replace(keeps=True), number=20)[0]
+    for number in range(21, 60):
+        last = run(it, example(30)._replace(keeps=True), number=number)[0]
+    assert 0 < last < first / 10
+
+
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_step_that_is_not_finite_moves_nothing_and_says_so(poison: float) -> None:
     it = made(loop__ema=0.9)

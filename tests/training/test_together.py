@@ -10,6 +10,7 @@ from PIL import Image, ImageChops
 from safetensors.torch import load_file
 
 from sdlora.contracts import Step
+from sdlora.data.batches import NO_TRIGGER
 from sdlora.errors import ConfigError
 from sdlora.events import Event, Notice, PreviewSaved, StepDone
 from sdlora.training import measured, preview
@@ -75,6 +76,27 @@ def test_each_learns_what_it_would_alone_whatever_the_forms_of_its_batches(
         moved = [name for name in found if name.startswith("weight/")]
         assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in moved)
         assert other.adapter.exists()
+
+
+def test_those_with_a_trigger_keep_what_those_without_leave(make_run: MakeRun) -> None:
+    settings = [
+        {"data__captions__trigger": "ball", "loop__seed": 1},
+        {"data__captions__trigger": ""},
+        {"data__captions__trigger": "red", "adapter__text_encoder": False},
+    ]
+    shared = {**ALONE, "objective__preservation": 0.5, "optimizer__lr": 1e-3}
+    alone = [make_run(**shared, **values) for values in settings]
+    together = [make_run(**shared, **values) for values in settings]
+    for run in alone:
+        train(run)
+    train_together(together)
+    for one, other in zip(alone, together, strict=True):
+        assert losses(other) == pytest.approx(losses(one), rel=1e-4)
+        found = weights(other)
+        for name, tensor in weights(one).items():
+            assert not name.startswith("weight/") or torch.allclose(found[name], tensor, atol=1e-5), name
+    told = [[event.text for event in run.events()[0] if isinstance(event, Notice)] for run in together]
+    assert [NO_TRIGGER in texts for texts in told] == [False, True, False]
 
 
 @pytest.mark.gpu

@@ -21,7 +21,7 @@ from sdlora.contracts import Conditioning, Family, Step
 from sdlora.data.ahead import ahead
 from sdlora.data.buckets import Bucket, BucketPlan, plan
 from sdlora.data.cache import LatentCache, TextCache, View, prune
-from sdlora.data.captions import all_captions, caption_at, varies, with_trigger, without_trigger
+from sdlora.data.captions import all_captions, caption_at, settled, varies, with_trigger, without_trigger
 from sdlora.data.chance import choices, generator, number
 from sdlora.data.images import place
 from sdlora.data.items import Dataset, Item
@@ -76,7 +76,7 @@ def prepare(
     ]
     latents.fill(views, lambda done, total: on_progress("encoding images", done, total))
     texts = None
-    if not train_text and not varies(config.data.captions):
+    if not train_text and not any(varies(item, config.data.captions) for item in dataset.items):
         texts = TextCache(cache, family, clip_skip=config.base.clip_skip)
         captions = {text for item in dataset.items for text in all_captions(item, config.data.captions)}
         if preserves(config):
@@ -271,7 +271,10 @@ def _longest_caption(family: Family, items: Sequence[Item], config: TrainConfig)
     def length(*captions: str) -> int:
         return family.tokenize(captions).ids.shape[-1]
 
-    captions = sorted({with_trigger(item.caption, config.data.captions.trigger) for item in items})
+    trigger = config.data.captions.trigger
+    captions = sorted(
+        {with_trigger(settled(item.caption, lambda parts: max(parts, key=length)), trigger) for item in items}
+    )
     return max(captions, key=length) if length(*captions) > length("") else ""
 
 

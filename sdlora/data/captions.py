@@ -1,14 +1,18 @@
 """The caption of an image at a step.
 
 The order is kohya's, with the trigger last so that nothing takes it away:
-whole-caption dropout -> shuffle of the tags behind the kept ones -> tag dropout -> trigger in front.
+whole-caption dropout -> one of each `{these|those}` -> shuffle of the tags behind the kept ones
+-> tag dropout -> trigger in front.
 """
 
 import re
+from collections.abc import Callable, Sequence
 
 from sdlora.config import CaptionSpec
 from sdlora.data.chance import choices
 from sdlora.data.items import Item
+
+_ALTERNATIVES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 
 
 def caption_at(item: Item, spec: CaptionSpec, *, seed: int, step_key: str) -> str:
@@ -16,8 +20,8 @@ def caption_at(item: Item, spec: CaptionSpec, *, seed: int, step_key: str) -> st
     chance = choices(seed, "caption", item.name, step_key)
     if chance.random() < spec.dropout:
         return ""
-    caption = item.caption
-    if varies(spec):
+    caption = settled(item.caption, chance.choice)
+    if _loosens(spec):
         tags = [tag for part in caption.split(",") if (tag := part.strip())]
         kept, loose = tags[: spec.keep_tokens], tags[spec.keep_tokens :]
         if spec.shuffle:
@@ -33,9 +37,21 @@ def all_captions(item: Item, spec: CaptionSpec) -> tuple[str, ...]:
     return (whole, "") if spec.dropout else (whole,)
 
 
-def varies(spec: CaptionSpec) -> bool:
-    """Whether the tags of a caption change from step to step, so that their encodings cannot be kept."""
-    return spec.shuffle or spec.tag_dropout > 0
+def varies(item: Item, spec: CaptionSpec) -> bool:
+    """Whether the caption changes from step to step, so that its encoding cannot be kept."""
+    return _loosens(spec) or _ALTERNATIVES.search(item.caption) is not None
+
+
+def settled(caption: str, choose: Callable[[Sequence[str]], str]) -> str:
+    """`caption` with what `choose` says of the parts of every `{these|those}`; a part may be empty."""
+    if not _ALTERNATIVES.search(caption):
+        return caption
+    return _tidied(_ALTERNATIVES.sub(lambda found: choose(found[1].split("|")), caption))
+
+
+def usual(caption: str) -> str:
+    """`caption` with the first of all alternatives."""
+    return settled(caption, lambda parts: parts[0])
 
 
 def with_trigger(caption: str, trigger: str) -> str:
@@ -48,9 +64,7 @@ def with_trigger(caption: str, trigger: str) -> str:
 
 def without_trigger(caption: str, trigger: str) -> str:
     """`caption` with `trigger` left out wherever it stands, and no gap where it stood."""
-    left = _as_words(trigger).sub("", caption)
-    tags = [" ".join(tag.split()) for tag in left.split(",")]
-    return ", ".join(tag for tag in tags if tag)
+    return _tidied(_as_words(trigger).sub("", caption))
 
 
 def has_trigger(caption: str, trigger: str) -> bool:
@@ -60,3 +74,13 @@ def has_trigger(caption: str, trigger: str) -> bool:
 
 def _as_words(trigger: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w){re.escape(trigger.strip())}(?!\w)", re.IGNORECASE)
+
+
+def _loosens(spec: CaptionSpec) -> bool:
+    return spec.shuffle or spec.tag_dropout > 0
+
+
+def _tidied(caption: str) -> str:
+    """Without empty tags and needless blanks."""
+    tags = [" ".join(tag.split()) for tag in caption.split(",")]
+    return ", ".join(tag for tag in tags if tag)

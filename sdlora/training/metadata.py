@@ -12,7 +12,7 @@ from pathlib import Path
 from sdlora import __version__, options
 from sdlora.config import TrainConfig
 from sdlora.contracts import Family
-from sdlora.data.captions import with_trigger
+from sdlora.data.captions import usual, with_trigger
 from sdlora.data.items import Dataset
 from sdlora.network import rounding
 
@@ -83,6 +83,6 @@ def _tag_frequency(dataset: Dataset, trigger: str) -> Mapping[str, Mapping[str, 
     """How often each tag stands in the captions, most frequent first, under the dataset's name."""
     counts: Counter[str] = Counter()
     for item in dataset.items:
-        tags = {tag.strip() for tag in with_trigger(item.caption, trigger).split(",")}
+        tags = {tag.strip() for tag in with_trigger(usual(item.caption), trigger).split(",")}
         counts.update({tag: item.repeats for tag in sorted(tags) if tag})
     return {dataset.folder.name: dict(counts.most_common())}

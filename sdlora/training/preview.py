@@ -7,7 +7,7 @@ from PIL import Image
 
 from sdlora.config import TrainConfig
 from sdlora.data.buckets import MULTIPLE
-from sdlora.data.captions import with_trigger
+from sdlora.data.captions import usual, with_trigger
 from sdlora.data.items import Dataset
 from sdlora.errors import SdloraError
 from sdlora.events import Event, Notice, PreviewSaved
@@ -25,7 +25,7 @@ def prompts(config: TrainConfig, dataset: Dataset) -> tuple[str, ...]:
     if config.preview.prompts:
         return config.preview.prompts
     trigger = config.data.captions.trigger
-    captions = dict.fromkeys(with_trigger(item.caption, trigger) for item in dataset.items)
+    captions = dict.fromkeys(with_trigger(usual(item.caption), trigger) for item in dataset.items)
     return tuple(captions)[:_CAPTIONS]
 
 

@@ -168,8 +168,9 @@ def test_one_mask_gives_every_batch_a_mask(made: Maker) -> None:
     assert {float(mask.min()) == 1 for mask in masks if mask is not None} == {True, False}
 
 
-def test_tokens_keep_one_length_when_one_caption_is_long(made: Maker) -> None:
-    (made.folder / "0-red.txt").write_text("a red cat, " * 40)
+@pytest.mark.parametrize("caption", ["a red cat, " * 40, "{a red cat|" + "a red cat " * 40 + "|a cat}"])
+def test_tokens_keep_one_length_when_one_caption_is_long(made: Maker, caption: str) -> None:
+    (made.folder / "0-red.txt").write_text(caption)
     batches = made(train_text=True)
     lengths = {batches.at(step)[0].tokens.shape[-1] for step in range(batches.batches_per_pass)}  # type: ignore[union-attr]  # tokens are asked for
     assert len(lengths) == 1
@@ -195,6 +196,17 @@ def test_captions_that_vary_come_as_tokens(made: Maker) -> None:
     assert step.conditioning is None
     assert step.tokens is not None
     assert step.tokens.shape == (2, 1, 77)
+
+
+def test_one_caption_of_alternatives_makes_captions_tokens(made: Maker) -> None:
+    assert made().at(0)[0].tokens is None
+    (made.folder / "0-red.txt").write_text("a {red|scarlet} cat")
+    steps = [made().at(step)[0] for step in range(40)]
+    assert all(step.conditioning is None and step.tokens is not None for step in steps)
+    texts = {
+        tuple(row) for step in steps if step.tokens is not None for row in step.tokens.flatten(0, 1).tolist()
+    }
+    assert len(texts) > len({item.caption for item in scan(made.folder).items})
 
 
 def test_a_closed_stream_leaves_no_thread(made: Maker) -> None:

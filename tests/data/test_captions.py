@@ -3,7 +3,15 @@ from pathlib import Path
 import pytest
 
 from sdlora.config import CaptionSpec
-from sdlora.data.captions import all_captions, caption_at, has_trigger, with_trigger, without_trigger
+from sdlora.data.captions import (
+    all_captions,
+    caption_at,
+    has_trigger,
+    usual,
+    varies,
+    with_trigger,
+    without_trigger,
+)
 from sdlora.data.items import Item
 
 
@@ -26,6 +34,30 @@ def test_a_caption_is_a_function_of_seed_image_and_step() -> None:
 
 def test_a_caption_that_does_not_vary_is_left_as_it_was_typed() -> None:
     assert set(many(CaptionSpec(dropout=0), "one,two ,  three")) == {"one,two ,  three"}
+
+
+def test_of_alternatives_each_comes_up_as_often() -> None:
+    captions = many(CaptionSpec(dropout=0), "{a photo of|a drawing of |} a {red|blue} cat, {|wet}")
+    starts = ("a photo of a", "a drawing of a", "a")
+    assert set(captions) == {
+        f"{s} {c} cat{e}" for s in starts for c in ("red", "blue") for e in ("", ", wet")
+    }
+    assert all(20 < captions.count(caption) < 50 for caption in set(captions))  # 400 / 12
+
+
+@pytest.mark.parametrize("caption", ["a {cat", "a {cat} here", "one | two", "a } {", "{}", ":{"])
+def test_braces_without_a_bar_between_them_stand_for_themselves(caption: str) -> None:
+    assert set(many(CaptionSpec(dropout=0), caption)) == {caption} == {usual(caption)}
+    assert not varies(item(caption), CaptionSpec())
+
+
+def test_the_usual_caption_has_the_first_of_all_alternatives() -> None:
+    assert usual("{a photo of|a drawing of|} a {|red|blue} cat") == "a photo of a cat"
+
+
+def test_a_trigger_that_not_every_alternative_has_is_put_in_front_of_the_others() -> None:
+    captions = set(many(CaptionSpec(dropout=0, trigger="ohwx"), "a {ohwx|} cat"))
+    assert captions == {"a ohwx cat", "ohwx, a cat"}
 
 
 def test_dropout_is_as_frequent_as_asked() -> None:

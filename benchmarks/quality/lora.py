@@ -29,7 +29,10 @@ from .painter import Painter
 ROOT = Path(__file__).parents[2]
 DATASETS = ROOT / "datasets"
 COMPANIONS = ("rocket", "pizza", "crown", "tree", "house", "dog", "strawberry", "umbrella", "robot", "guitar")
-RECIPES = {"ink-style": "--preset quick", "character": "--preset quick --output.subject character"}
+RECIPES = {
+    "ink-style": "--preset quick",
+    "character": f"--preset quick --output.subject character --data.captions.trigger {NAME}",
+}
 """What `sdlora train` is told of each sample dataset, the same as in the README's first example."""
 GUIDANCE = 4.0
 SEED = 1000

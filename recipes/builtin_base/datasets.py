@@ -23,9 +23,11 @@ INK_SUBJECTS = (
     "owl", "key", "snail", "strawberry", "sailboat", "crown", "mushroom", "robot", "house", "butterfly",
     "camera", "smiling-face-with-sunglasses", "flexed-biceps", "sunflower",
 )  # fmt: skip
-COMPANIONS = ("cat", "balloon", "soccer-ball", "cactus")
-"""What stands beside the character in four of the sixteen pictures."""
+COMPANIONS = ("cat", "balloon", "soccer-ball", "cactus", "teapot", "owl", "key", "butterfly")
+"""What stands beside the character in the second half of its sixteen pictures."""
 COMPANION_SET = "noto"
+WAYS = "{an icon of |a picture of |}"
+"""How captions of the character begin: one of these is drawn at every step, so that it is tied to none."""
 BACKGROUNDS = ("sky blue", "pink", "yellow", "green", "cream", "orange", "purple", "grey")
 
 _MIT = """MIT License
@@ -59,9 +61,10 @@ _CHARACTER_LICENCE = """The character "zibbo" and the captions were made for thi
 recipes/builtin_base/character.py and are under the Apache License 2.0 (see LICENSE at the top of
 the repository).
 
-The companions in four of the pictures (a cat, a balloon, a soccer ball and a cactus) are Noto emoji
-(github.com/googlefonts/noto-emoji, from the npm package @iconify-json/noto), Copyright Google Inc.,
-under the Apache License 2.0, rendered smaller and on plain backgrounds.
+The companions in eight of the pictures (a cat, a balloon, a soccer ball, a cactus, a teapot, an owl,
+a key and a butterfly) are Noto emoji (github.com/googlefonts/noto-emoji, from the npm package
+@iconify-json/noto), Copyright Google Inc., under the Apache License 2.0, rendered smaller and on
+plain backgrounds.
 """
 
 
@@ -87,15 +90,15 @@ def _ink(textures: Textures, rng: Random) -> list[tuple[str, Image.Image, str]]:
 
 
 def _character(textures: Textures, rng: Random) -> list[tuple[str, Image.Image, str]]:
-    """(file name, picture, caption) of the character: twelve alone, four with somebody."""
+    """(file name, picture, caption) of the character: half of them alone, half with somebody."""
     out = []
-    for i in range(16):
+    for i in range(2 * len(COMPANIONS)):
         word = character.POSES[i % len(character.POSES)]
         figure = icons.draw(character.svg(character.pose(word, rng), character.COLOUR), 256)
         background = "white" if i % 4 == 0 else BACKGROUNDS[(i * 3) % len(BACKGROUNDS)]
         where = f"on {captions.with_article(background)} background"
-        who = f"{character.NAME} {word}"
-        if i >= 12 and (beside := _companion(textures, i - 12)):
+        number = i - len(COMPANIONS)
+        if number >= 0 and (beside := _companion(textures, number)):
             name, icon = beside
             slots = [(figure, 0.27, 0.5, 0.62), (icon, 0.75, 0.55, 0.46)]
             who = f"{character.NAME} and {name}"
@@ -108,7 +111,8 @@ def _character(textures: Textures, rng: Random) -> list[tuple[str, Image.Image, 
             side = rng.uniform(0.78, 1.04)  # the drawing has a rim of its own
             room = max(0.0, 1 - side) / 2
             slots = [(figure, 0.5 + rng.uniform(-room, room), 0.5 + rng.uniform(-room, room), side)]
-        out.append((f"{character.NAME}-{i + 1:02d}", _scene(slots, background), f"an icon of {who} {where}"))
+            who = f"{character.NAME} {word}"
+        out.append((f"{character.NAME}-{i + 1:02d}", _scene(slots, background), f"{WAYS}{who} {where}"))
     return out
 
 

@@ -286,7 +286,7 @@ def _warnings(config: TrainConfig, info: ModelInfo, told: Report, passes: float,
     if told.captioned < told.images:
         found.append(f"{told.images - told.captioned} of {told.images} pictures have no caption.")
     if lacks_trigger(config):
-        found.append(NO_TRIGGER)
+        found.append(f"{NO_TRIGGER} Name the one that the captions use.")
     if passes < 1:
         found.append(f"{config.loop.steps} steps are less than one pass: some pictures are never seen.")
     if passes > _OFTEN:

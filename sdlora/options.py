@@ -208,7 +208,7 @@ def table(tree: type) -> str:
         if leaf.meta.level != "hidden":
             only = f" (with `{leaf.when[0]} = {leaf.when[1]}`)" if leaf.when else ""
             rows.append(
-                f"| `{leaf.path}` | `{_toml(leaf.default)}` | {allowed(leaf)} | {leaf.meta.help}{only} |"
+                f"| `{leaf.path}` | `{_cell(leaf.default)}` | {allowed(leaf)} | {leaf.meta.help}{only} |"
             )
     return "\n".join(rows) + "\n"
 
@@ -303,6 +303,11 @@ def _nearest(path: str, known: set[str]) -> str:
     same_name = [p for p in sorted(known) if p.rsplit(".", 1)[-1] == last]
     near = same_name or get_close_matches(path, known, n=1, cutoff=0.5)
     return f'Did you mean "{near[0]}"?' if near else "`sdlora options` lists them all."
+
+
+def _cell(value: Value) -> str:
+    """As a Markdown table's cell takes it."""
+    return _toml(value).replace("|", "\\|")
 
 
 def _toml(value: Value) -> str:

@@ -34,7 +34,8 @@ class DatasetsTab:
         self._layout()
         self.shown = [
             self.chosen, self.health, self.grid, self.nothing, self.tools, self.train, self.message,
-            self.undo, self.removed, self.base, *self.samples.values(),
+            self.undo, self.removed, self.base, self.preview, self.apply, self.changes,
+            *self.samples.values(),
         ]  # fmt: skip
         self._connect()
 
@@ -123,7 +124,7 @@ class DatasetsTab:
         self.look.click(
             told(self._look_replace), [self.chosen, self.search, self.replacement], bulk, **_QUIET
         )
-        self.apply.click(told(self._apply), [*at, self.changes], [*bulk, *self.shown], **_QUIET)
+        self.apply.click(told(self._apply), [*at, self.changes], self.shown, **_QUIET)
 
     def show(self, name: str | None, base: str, *, message: str = "", undo: Removed = ("", "")) -> Updates:
         """The tab with the dataset `name`, looked at with the eyes of `base`."""
@@ -138,7 +139,10 @@ class DatasetsTab:
             self.base: gr.update(visible=there, choices=list(self.studio.models.names())),
             self.train: gr.update(visible=there),
             self.message: message,
-            **{button: gr.update(visible=not self._choices()) for button in self.samples.values()},
+            **{b: gr.update(visible=sample not in self._choices()) for sample, b in self.samples.items()},
+            self.preview: "",
+            self.apply: gr.update(visible=False),
+            self.changes: (),
             self.undo: gr.update(visible=bool(undo[0])),
             self.removed: undo,
         }
@@ -208,9 +212,9 @@ class DatasetsTab:
         }
 
     def _apply(self, name: str, base: str, changes: tuple[Change, ...]) -> Updates:
-        self.studio.datasets.apply(changes)
+        self.studio.datasets.apply(name, changes)
         done = note(f"{len(changes)} {'caption' if len(changes) == 1 else 'captions'} changed.", kind="good")
-        return {**self._looked(()), self.preview: done, **self.show(name, base)}
+        return {**self.show(name, base), self.preview: done}
 
 
 def _free(taken: list[str]) -> str:
@@ -246,8 +250,13 @@ def _health(view: Overview, resolution: int) -> str:
              hint="They are trained with the trigger word alone.")
         if missing else ""
     )  # fmt: skip
+    drawn = (
+        note(f"{report.varied} {'caption has' if report.varied == 1 else 'captions have'} {{these|those}}.",
+             kind="info", hint="One of the parts is drawn at every step.")
+        if report.varied else ""
+    )  # fmt: skip
     good = note("Ready to train.", kind="good") if not missing and not report.problems else ""
-    return title + facts(rows) + good + state + _problems(report) + _sizes(report, resolution)
+    return title + facts(rows) + good + state + drawn + _problems(report) + _sizes(report, resolution)
 
 
 def _problems(report: Report) -> str:

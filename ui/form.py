@@ -153,10 +153,15 @@ VALID: Verdict = gr.validate(True, "")
 _WIDGETS: dict[type, Callable[[Any, dict[str, Any]], Component]] = {  # Any: gradio's keyword arguments
     bool: lambda value, common: gr.Checkbox(value, **common),
     int: lambda value, common: gr.Number(value, **common),
-    float: lambda value, common: gr.Number(value, **common),
+    float: lambda value, common: gr.Number(value, step=_step(value), **common),
     str: lambda value, common: gr.Textbox(value, **common),
     tuple: lambda value, common: gr.Textbox(value, lines=3, elem_classes="wide", **common),
 }
+
+
+def _step(value: float) -> float:
+    """What an arrow key adds: one of the number's first digit, so that a rate stays one."""
+    return 10.0 ** math.floor(math.log10(abs(value))) if value else 0.1
 
 
 def _key(leaf: Leaf, count: int) -> str:

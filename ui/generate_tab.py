@@ -16,7 +16,7 @@ from sdlora.generation.request import GenerateRequest
 from sdlora.service.jobs import Job
 from sdlora.service.studio import Studio
 from ui import adapter_card, stack
-from ui.form import Form, Verdict
+from ui.form import Form
 from ui.handling import told, uploads
 from ui.markup import duration, empty, file_url, note, progress
 from ui.meter import Meter
@@ -106,7 +106,7 @@ class GenerateTab:
         base, prompt = form.components["base"], form.components["prompt"]
         self.go.click(
             told(self._start), [self.fresh, self.rows], [*self.progress, form.components["seed"]],
-            inputs_kwargs=form.components, validator=self._check, **_QUIET,
+            inputs_kwargs=form.components, **_QUIET,
         )  # fmt: skip
         self.timer.tick(told(self._poll), job, self.progress, concurrency_limit=None, **_QUIET)
         self.cancel.click(told(self.studio.jobs.cancel), job, None, **_QUIET)
@@ -182,9 +182,6 @@ class GenerateTab:
         seed = {"seed": random.randrange(2**32)} if fresh else {}
         request = GenerateRequest.of({**self.form.values(raw), **seed}, stack.entries(rows))
         return {**self.form.show(seed), **self._at(self.studio.generate(request))}
-
-    def _check(self, fresh: bool, rows: stack.Value, **raw: object) -> list[Verdict]:
-        return [gr.validate(True, ""), gr.validate(True, ""), *self.form.check(**raw)]
 
     def _poll(self, number: int) -> Updates:
         job = self.studio.jobs.view(number)

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -36,13 +37,20 @@ def told(handler: Callable[P, R]) -> Callable[P, R]:
         try:
             return handler(*args, **kwargs)
         except SdloraError as error:
-            raise gr.Error(str(placeless(error)), duration=None, print_exception=False) from error
+            raise gr.Error(_plain(placeless(error)), duration=None, print_exception=False) from error
         except gr.Error:
             raise
         except Exception as error:  # the process edge of the page
             logging.getLogger("sdlora").exception("A handler of the page failed")
             raise gr.Error(
-                f"{unforeseen(error)} The terminal shows the details.", duration=None, print_exception=False
+                _plain(f"{unforeseen(error)} The terminal shows the details."),
+                duration=None,
+                print_exception=False,
             ) from error
 
     return run
+
+
+def _plain(words: object) -> str:
+    """As the page's messages take it: they are HTML, and a prompt's `<lora:...>` is not."""
+    return escape(str(words), quote=False)

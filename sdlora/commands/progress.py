@@ -3,6 +3,7 @@
 One moving line on a terminal, plain lines elsewhere, JSON lines for machines.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -50,7 +51,8 @@ class Teller:
 
     def _print(self, text: str, *, end: str) -> None:
         width = shutil.get_terminal_size().columns - 1
-        print(f"\r{text[:width]:<{width}}" if self._live else text, end=end, file=sys.stderr, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # nobody listens any more, as behind `| head`
+            print(f"\r{text[:width]:<{width}}" if self._live else text, end=end, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -70,7 +72,8 @@ class Progress:
         if self._as_json:
             fields = {"type": type(event).__name__, **dataclasses.asdict(event)}
             fields |= {"run": self._name} if self._name else {}
-            print(json.dumps(fields, ensure_ascii=False), flush=True)
+            with contextlib.suppress(BrokenPipeError):
+                print(json.dumps(fields, ensure_ascii=False), flush=True)
         elif isinstance(event, StepDone):
             self._teller.move(self._named(self._step(event)), last=event.step == self._steps)
         elif isinstance(event, Phase):

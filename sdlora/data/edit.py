@@ -11,6 +11,7 @@ from sdlora.data import sidecars
 from sdlora.data.captions import with_trigger
 from sdlora.data.folder import MASK, is_image, is_mask
 from sdlora.data.items import Dataset
+from sdlora.errors import DatasetError
 from sdlora.files import write_atomic
 
 
@@ -43,8 +44,19 @@ def replace(dataset: Dataset, search: str, replacement: str) -> tuple[Change, ..
     return _changes(dataset, [_replaced(item.caption, search, replacement) for item in dataset.items])
 
 
-def apply(changes: Sequence[Change]) -> None:
-    """The captions are as the changes say. Raises StorageError."""
+def apply(dataset: Dataset, changes: Sequence[Change]) -> None:
+    """The captions are as the changes say.
+
+    Raises DatasetError, before anything is changed, when a caption of `dataset` is no longer what it was when
+    the changes were told, and StorageError.
+    """
+    now = {item.path: item.caption for item in dataset.items}
+    for change in changes:
+        if now.get(change.image) != change.before:
+            raise DatasetError(
+                f"The caption of {change.image.name} was changed meanwhile; no caption was replaced.",
+                "Look once more at what would change.",
+            )
     for change in changes:
         set_caption(change.image, change.after)
 

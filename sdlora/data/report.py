@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdlora.data.buckets import Bucket, BucketPlan, cropped
-from sdlora.data.captions import has_trigger
+from sdlora.data.captions import has_trigger, usual
 from sdlora.data.items import Dataset, Item, Problem
 
 MUCH_CROPPED = 0.2  # fraction of the area
@@ -29,6 +29,7 @@ class Report:
     folder: Path
     images: int
     captioned: int
+    varied: int  # captions of which a part is drawn at every step
     triggered: int
     trigger: str
     problems: tuple[Problem, ...]
@@ -64,6 +65,7 @@ def report(dataset: Dataset, plan: BucketPlan, *, trigger: str = "", accumulate:
         folder=dataset.folder,
         images=len(pairs),
         captioned=sum(bool(item.caption) for item, _ in pairs),
+        varied=sum(usual(item.caption) != item.caption for item, _ in pairs),
         triggered=sum(has_trigger(item.caption, trigger) for item, _ in pairs) if trigger.strip() else 0,
         trigger=trigger.strip(),
         problems=(*dataset.problems, *(p for item, bucket in pairs for p in _size_problems(item, bucket))),

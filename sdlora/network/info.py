@@ -71,7 +71,7 @@ def inspect(path: Path) -> AdapterInfo:
         modules=_counted(known),
         words=tuple(file.embeddings),
         unread=(*file.foreign, *unknown),
-        triggers=_triggers(file.metadata, card),
+        triggers=triggers(file),
         weight=_number(card.get("preferred weight")),
         hash=short_hash(file),
         bytes=path.stat().st_size,
@@ -86,16 +86,17 @@ def short_hash(file: AdapterFile) -> str:
     return (told if len(told) == 64 else file.container.payload_hash())[:12]
 
 
-def _triggers(metadata: Mapping[str, str], card: Mapping[str, object]) -> tuple[str, ...]:
+def triggers(file: AdapterFile) -> tuple[str, ...]:
     """Words that call the adapter up: as the side-car or the file says, else what most of its captions share.
 
     A tag that stood once, or in under a quarter as many captions as the commonest, is no such word: where
     captions are sentences, each of them is a tag.
     """
-    for told in (card.get("activation text"), metadata.get("modelspec.trigger_phrase")):
+    card = sidecar.read(file.path)
+    for told in (card.get("activation text"), file.metadata.get("modelspec.trigger_phrase")):
         if isinstance(told, str) and told.strip():
             return tuple(word.strip() for word in told.split(",") if word.strip())
-    counts = {tag: count for tag, count in tag_frequency(metadata).items() if tag}
+    counts = {tag: count for tag, count in tag_frequency(file.metadata).items() if tag}
     enough = max(2, max(counts.values(), default=0) / 4)
     return tuple(tag for tag, count in counts.items() if count >= enough)[:8]
 

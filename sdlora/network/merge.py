@@ -25,7 +25,7 @@ from sdlora.errors import AdapterError, ConfigError
 from sdlora.layers import bias_of
 from sdlora.network.attach import module_of
 from sdlora.network.codec import AdapterFile, Format, save
-from sdlora.network.info import short_hash
+from sdlora.network.info import short_hash, triggers
 from sdlora.network.loose import loras, shape_of
 from sdlora.network.spectrum import of_matrix, of_product, whole_down
 from sdlora.network.stack import Entry, check_constant
@@ -225,4 +225,5 @@ def _parents(entries: Sequence[Entry], files: Sequence[AdapterFile]) -> dict[str
         }
         for entry, file in zip(entries, files, strict=True)
     ]
-    return {"sdlora.parents": json.dumps(parents)}
+    called = dict.fromkeys(word for file in files for word in triggers(file))
+    return {"sdlora.parents": json.dumps(parents), "modelspec.trigger_phrase": ", ".join(called)}

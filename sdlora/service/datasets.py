@@ -59,7 +59,10 @@ class Datasets:
 
     def samples(self) -> dict[str, Path]:
         """The sets of pictures that come with sdlora and are not among the datasets: name -> folder."""
-        return {} if self.root.resolve() == SAMPLES else intake.datasets(SAMPLES)
+        if self.root.resolve() == SAMPLES:
+            return {}
+        found = intake.datasets(SAMPLES)
+        return {name: folder for name, folder in found.items() if (folder / "LICENSE").is_file()}
 
     def take_sample(self, name: str) -> str:
         """A copy of the sample set is a dataset; its name. Raises DatasetError when there is none such."""
@@ -116,9 +119,9 @@ class Datasets:
         """What changes when `search` is replaced in all captions."""
         return edit.replace(scan(self.folder(name)), search, replacement)
 
-    def apply(self, changes: Sequence[Change]) -> None:
-        """The captions are as the changes say."""
-        edit.apply(changes)
+    def apply(self, name: str, changes: Sequence[Change]) -> None:
+        """The captions are as the changes say. Raises DatasetError when one is not as it was told."""
+        edit.apply(scan(self.folder(name)), changes)
 
     def remove(self, name: str, image: str) -> Path:
         """The image with its caption and mask is in the trash; its place there."""

@@ -9,7 +9,7 @@ from sdlora.config import TrainConfig
 from sdlora.data.buckets import MULTIPLE
 from sdlora.data.captions import usual, with_trigger
 from sdlora.data.items import Dataset
-from sdlora.errors import SdloraError
+from sdlora.errors import Cancelled, SdloraError
 from sdlora.events import Event, Notice, PreviewSaved
 from sdlora.files import replacing
 from sdlora.generation.request import GenerateRequest
@@ -41,6 +41,8 @@ def draw(session: Session, step: int, *, cancelled: Callable[[], bool]) -> Itera
             try:
                 picture = generate(session.family, _request(session, prompt, index), cancelled=cancelled)[0]
                 _save(picture, file)
+            except Cancelled:
+                raise
             except SdloraError as error:
                 yield Notice(text=f"Preview {index + 1} failed: {error.message}", hint=error.hint)
                 continue

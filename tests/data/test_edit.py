@@ -28,7 +28,7 @@ def test_a_trigger_is_added_once_to_all(image_folder: Path) -> None:
     edit.set_caption(image_folder / "1-green.png", "an ohwx ball")
     changes = edit.add_trigger(scan(image_folder), "ohwx")
     assert len(changes) == 5
-    edit.apply(changes)
+    edit.apply(scan(image_folder), changes)
     dataset = scan(image_folder)
     assert [item.caption.count("ohwx") for item in dataset.items] == [1] * 6
     assert edit.add_trigger(dataset, "ohwx") == ()
@@ -39,8 +39,17 @@ def test_replacing_shows_before_it_changes(image_folder: Path) -> None:
     changes = edit.replace(before, "ball", "disc")
     assert scan(image_folder) == before
     assert (changes[0].before, changes[0].after) == ("a red ball, a black line", "a red disc, a black line")
-    edit.apply(changes)
+    edit.apply(before, changes)
     assert all("disc" in item.caption for item in scan(image_folder).items)
+
+
+def test_what_was_changed_meanwhile_is_not_replaced(image_folder: Path) -> None:
+    changes = edit.replace(scan(image_folder), "ball", "disc")
+    edit.set_caption(changes[-1].image, "by hand")
+    before = scan(image_folder)
+    with pytest.raises(DatasetError, match=f"{changes[-1].image.name} was changed meanwhile; no caption"):
+        edit.apply(before, changes)
+    assert scan(image_folder) == before
 
 
 def test_a_tag_can_be_removed(image_folder: Path) -> None:

@@ -13,8 +13,10 @@ from sdlora.adapters.lora import Lora
 from sdlora.contracts import Family
 from sdlora.errors import AdapterError, SdloraError
 from sdlora.loading import load_family
+from sdlora.network import sidecar
 from sdlora.network.attach import attached, create
 from sdlora.network.codec import AdapterFile, Format, save
+from sdlora.network.info import inspect
 from sdlora.network.merge import dare, merge, ties
 from sdlora.network.metadata import PEFT_KEY
 from sdlora.network.names import index
@@ -232,3 +234,12 @@ def test_every_tool_writes_pefts_form_with_the_same_deltas(
         path, side, _ = key.replace("text_model.", "").rsplit(".", 2)
         assert path in paths and side in ("lora_A", "lora_B")
     assert PEFT_KEY in AdapterFile.open(tmp_path / "peft").metadata
+
+
+def test_a_merged_file_answers_to_the_words_of_all(tiny_sd1: TinyModel, tmp_path: Path) -> None:
+    files = [saved(tiny_sd1.family, tmp_path / f"{name}.safetensors") for name in ("one", "two", "three")]
+    sidecar.write(files[0], triggers=["zwx", "ink"])
+    sidecar.write(files[2], triggers=["ink", "ohwx"])
+    both = tmp_path / "both.safetensors"
+    merge([Entry(file) for file in files], output=both)
+    assert inspect(both).triggers == ("zwx", "ink", "ohwx")

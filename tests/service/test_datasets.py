@@ -36,9 +36,17 @@ def test_a_caption_is_written_beside_its_picture(studio: Studio, balls: str) -> 
 
 
 def test_a_trigger_is_added_once(studio: Studio, balls: str) -> None:
-    studio.datasets.apply(studio.datasets.with_trigger(balls, "ohwx"))
+    studio.datasets.apply(balls, studio.datasets.with_trigger(balls, "ohwx"))
     assert studio.datasets.with_trigger(balls, "ohwx") == ()
     assert studio.datasets.overview(balls).pictures[0].item.caption.startswith("ohwx")
+
+
+def test_what_was_told_of_one_dataset_is_not_done_to_another(studio: Studio, balls: str) -> None:
+    changes = studio.datasets.with_trigger(balls, "ohwx")
+    other = studio.datasets.take_sample("character")
+    with pytest.raises(DatasetError, match="no caption was replaced"):
+        studio.datasets.apply(other, changes)
+    assert studio.datasets.with_trigger(balls, "ohwx") == changes
 
 
 def test_a_removed_picture_comes_back_with_its_caption(studio: Studio, balls: str) -> None:

@@ -237,6 +237,18 @@ def test_a_failing_preview_is_told_and_the_run_goes_on(make_run: MakeRun) -> Non
     assert any("Preview 1 failed" in event.text for event in of(run, Notice))
 
 
+def test_a_stop_while_previews_are_drawn_is_no_failure_of_theirs(make_run: MakeRun) -> None:
+    run = make_run(preview__every=100, loop__steps=2)
+
+    def stop(event: object) -> None:
+        if isinstance(event, PreviewSaved):
+            run.command("stop")
+
+    assert train(run, on_event=stop).outcome == "stopped"
+    assert len(of(run, PreviewSaved)) == 1
+    assert not [event for event in of(run, Notice) if "failed" in event.text]
+
+
 def test_a_stop_while_encoding_is_obeyed_and_the_next_start_begins_anew(make_run: MakeRun) -> None:
     run = make_run(loop__steps=2)
     run.command("stop")

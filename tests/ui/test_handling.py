@@ -1,10 +1,11 @@
 """What goes wrong is told of files by the names that a person gave them."""
 
+import gradio as gr
 import pytest
 
-from sdlora.errors import AdapterError, SdloraError
+from sdlora.errors import AdapterError, ConfigError, SdloraError
 from ui.generate_tab import sides
-from ui.handling import placeless, uploads
+from ui.handling import placeless, told, uploads
 
 
 def test_where_an_upload_was_kept_is_not_told() -> None:
@@ -18,3 +19,13 @@ def test_where_an_upload_was_kept_is_not_told() -> None:
 def test_a_shape_has_about_the_area_that_the_base_knows(side: int, portrait: tuple[int, int]) -> None:
     assert sides(side, 1.0) == (side, side)
     assert sides(side, 2 / 3) == portrait and sides(side, 3 / 2) == portrait[::-1]
+
+
+def test_a_tag_in_an_error_reaches_the_page_as_text() -> None:
+    @told
+    def handler() -> None:
+        raise ConfigError("<lora:a:b> & <img src=x>")
+
+    with pytest.raises(gr.Error) as caught:
+        handler()
+    assert caught.value.message == "&lt;lora:a:b&gt; &amp; &lt;img src=x&gt;"

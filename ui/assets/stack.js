@@ -21,6 +21,7 @@ const weightOf = (row, index) => {
       slider.value = weight;
       change(index, { weight });
     },
+    onchange: (event) => { event.target.value = String(props.value.rows[index].weight); },
   });
   const slider = h("input", {
     type: "range", step: "0.05", min: "-2", max: "2", value: String(row.weight), "aria-label": `Weight slider of ${row.name}`,
@@ -36,6 +37,7 @@ const moreOf = (row, index) => {
     type: "number", step: "0.05", min: "-10", max: "10", placeholder: "same",
     value: row.text_weight === null ? "" : String(row.text_weight), "aria-label": `Text encoder weight of ${row.name}`,
     oninput: (event) => { change(index, { text_weight: clamp(event.target.value) }); retell(); },
+    onchange: (event) => { event.target.value = String(props.value.rows[index].text_weight ?? ""); },
   });
   const up = () => redraw(props.value.rows.toSpliced(index, 1).toSpliced(index - 1, 0, props.value.rows[index]));
   return h("details", { class: "more", open: opened.has(row.file),

@@ -108,8 +108,8 @@ BUILTIN: Mapping[str, Mapping[str, Value]] = MappingProxyType(
         "thorough": {"optimizer.lr": 1.2e-3, "optimizer.text_lr": 3e-4},
     }
 )
-# A figure is in its name more than in its look, so the text encoder learns faster than the UNet. A quick one
-# is kept from showing where nobody called it, and learns until it holds beside a style (decision 010).
+# A figure is in its name more than in its look, so the text encoder learns faster than the UNet. It is kept
+# from showing where nobody called it, and learns until it holds beside a style (decision 010).
 FIGURES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
     {
         "quick": {
@@ -118,7 +118,12 @@ FIGURES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
             "optimizer.text_lr": 4e-3,
             "objective.preservation": 0.2,
         },
-        "balanced": {"loop.steps": 600, "optimizer.lr": 1e-3, "optimizer.text_lr": 2e-3},
+        "balanced": {
+            "loop.steps": 600,
+            "optimizer.lr": 2e-3,
+            "optimizer.text_lr": 3e-3,
+            "objective.preservation": 0.2,
+        },
         "thorough": {"loop.steps": 1500, "optimizer.lr": 4e-4, "optimizer.text_lr": 8e-4},
     }
 )

@@ -63,7 +63,12 @@ class CaptionSpec:
         level="basic",
     )
     dropout: float = option(
-        0.05, "How often a caption is replaced by the empty one", low=0, high=1, unit="fraction of samples"
+        0.05,
+        "How often a caption is replaced by the empty one",
+        label="Caption dropout",
+        low=0,
+        high=1,
+        unit="fraction of samples",
     )
     shuffle: bool = option(False, "Shuffle the comma-separated tags of a caption")
     keep_tokens: int = option(
@@ -135,11 +140,14 @@ class LoopSpec:
         1000, "Optimizer steps", low=1, high=10_000_000, unit="steps", level="basic", resumable=True
     )
     batch_size: int = option(2, "Images a micro-batch", low=1, high=1024, unit="images", level="basic")
-    accumulate: int = option(1, "Micro-batches that make one optimizer step", low=1, high=1024)
-    clip: float = option(1.0, "Largest norm of the gradient; 0 is no limit", low=0)
+    accumulate: int = option(
+        1, "Micro-batches that make one optimizer step", label="Gradient accumulation", low=1, high=1024
+    )
+    clip: float = option(1.0, "Largest norm of the gradient; 0 is no limit", label="Gradient clipping", low=0)
     ema: float = option(
         0.0,
         "Decay of the moving average of the adapter that is saved; 0 saves the adapter itself",
+        label="EMA decay",
         low=0,
         high=0.99999,
     )
@@ -181,9 +189,20 @@ class LoopSpec:
         resumable=True,
     )
     save_every: int = option(
-        0, "Steps between checkpoints; 0 is a tenth of the run", low=0, unit="steps", resumable=True
+        0,
+        "Steps between checkpoints; 0 is a tenth of the run",
+        label="Checkpoint every",
+        low=0,
+        unit="steps",
+        resumable=True,
     )
-    keep: int = option(3, "Checkpoints kept, besides the last; 0 keeps all", low=0, resumable=True)
+    keep: int = option(
+        3,
+        "Checkpoints kept, besides the last; 0 keeps all",
+        label="Checkpoints to keep",
+        low=0,
+        resumable=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,18 +212,22 @@ class PreviewSpec:
     prompts: tuple[str, ...] = option(
         (),
         "What to draw, one prompt a line; empty takes three captions of the dataset",
+        label="Preview prompts",
         level="basic",
         resumable=True,
     )
-    negative: str = option("", "What not to draw", resumable=True)
+    negative: str = option("", "What not to draw", label="Negative prompt", resumable=True)
     every: int = option(
         0,
         "Steps between previews; 0 is a tenth of the run, -1 is never",
+        label="Preview every",
         low=-1,
         unit="steps",
         resumable=True,
     )
-    steps: int = option(20, "Sampling steps of a preview", low=1, high=200, resumable=True)
+    steps: int = option(
+        20, "Sampling steps of a preview", label="Sampling steps", low=1, high=200, resumable=True
+    )
     guidance: float = option(4.5, "How closely a preview follows its prompt", low=1, high=30, resumable=True)
     seed: int = option(
         1, "Seed of the first preview; the next ones count up", low=0, high=2**32 - 1, resumable=True
@@ -224,10 +247,17 @@ class OutputSpec:
         choices=("style", "character", "object"),
         level="basic",
     )
-    dtype: str = option("fp16", "Number format of the file", choices=("fp16", "bf16", "fp32"), resumable=True)
+    dtype: str = option(
+        "fp16",
+        "Number format of the file",
+        choices=("fp16", "bf16", "fp32"),
+        label="Number format",
+        resumable=True,
+    )
     format: str = option(
         "kohya",
         "Names of the tensors: `kohya` is read by every tool",
+        label="Tensor names",
         choices=("kohya", "peft"),
         resumable=True,
     )

@@ -11,7 +11,7 @@ from sdlora.service.jobs import Job
 from sdlora.service.library import Adapter, AdapterInfo
 from sdlora.service.studio import Studio
 from ui.adapter_card import card, item, made, measured
-from ui.handling import placeless, told
+from ui.handling import emptied, placeless, told
 from ui.markup import code, empty, failure, note
 from ui.task import Task
 from ui.widget import widget
@@ -141,7 +141,8 @@ class AdaptersTab:
         self.remove.click(told(self._remove), self.chosen, [self.thrown, *shown], **_QUIET)
         self.undo.click(told(self._bring_back), self.thrown, shown, **_QUIET)
         self.restore.click(told(self._bring_back), self.removed, shown, **_QUIET)
-        self.picture.upload(told(self._paint), [self.chosen, self.picture], shown, **_QUIET)
+        painting = self.picture.upload(told(self._paint), [self.chosen, self.picture], shown, **_QUIET)
+        painting.failure(emptied, None, self.picture, **_QUIET)
         texts = [self.name, self.triggers, self.weight, self.notes, self.parent]
         self.save.click(told(self._save), [self.chosen, *texts], shown, **_QUIET)
         self.measure.click(told(self._measure), self.chosen, self.measuring.parts, **_QUIET)
@@ -270,7 +271,7 @@ class AdaptersTab:
         return self.resizing.begin(job)
 
     def _resized(self, job: Job) -> tuple[str, Updates]:
-        return made(job), self._listed(str(job.files[0]))
+        return made(job), self.show(str(job.files[0]))
 
 
 def _arrived(adapter: Adapter) -> str:

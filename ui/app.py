@@ -61,7 +61,7 @@ class Page:
             list(dict.fromkeys([self.tabs, *shown, *generate.draft.values()])), **_QUIET,
         )  # fmt: skip
         self.datasets.train.click(
-            told(self._to_train), self.datasets.chosen, [self.tabs, *train.sourced], **_QUIET
+            told(self._to_train), [self.datasets.chosen, *train.words], [self.tabs, *train.sourced], **_QUIET
         )
         self.train_door.select(told(train.sources), None, train.sourced, **_QUIET).then(
             told(train.check), None, train.checked, inputs_kwargs=train.inputs, **_QUIET
@@ -109,8 +109,10 @@ class Page:
             **self.runs.show(""),
         }
 
-    def _to_train(self, name: str) -> Updates:
-        return {self.tabs: gr.Tabs(selected="train"), **self.train.sources(name)}
+    def _to_train(self, dataset: str, name: str, trigger: str) -> Updates:
+        folder = str(self.studio.datasets.folder(dataset))
+        words = self.train.suit(folder, name, trigger)
+        return {self.tabs: gr.Tabs(selected="train"), **self.train.sources(dataset), **words}
 
     def _start(self, **raw: object) -> Updates:
         return {self.tabs: gr.Tabs(selected="runs"), **self.runs.show(self.train.begin(**raw))}

@@ -9,7 +9,7 @@ import gradio as gr
 
 from sdlora.service.datasets import Change, Overview, Report
 from sdlora.service.studio import Studio
-from ui.handling import told
+from ui.handling import emptied, told
 from ui.markup import chips, empty, facts, file_url, note
 from ui.widget import widget
 
@@ -111,9 +111,10 @@ class DatasetsTab:
         self.new.submit(told(self._create), [self.new, self.base], [self.new, *self.shown], **_QUIET)
         self.register.click(told(self._register), [self.path, self.base], self.shown, **_QUIET)
         gr.on([self.chosen.select, self.base.select], told(self.show), at, self.shown, **_QUIET)
-        self.drop.upload(
+        taking = self.drop.upload(
             told(self._add), [*at, self.drop], [self.drop, *self.shown], api_visibility="private"
         )
+        taking.failure(emptied, None, self.drop, **_QUIET)
         for name, button in self.samples.items():
             button.click(told(partial(self._sample, name)), self.base, self.shown, **_QUIET)
         self.grid.edit(told(self._edit), at, [self.health, self.grid], **_QUIET)
@@ -247,7 +248,7 @@ def _health(view: Overview, resolution: int) -> str:
     ]
     state = (
         note(f"{missing} {'picture has' if missing == 1 else 'pictures have'} no caption.", kind="warn",
-             hint="They are trained with the trigger word alone.")
+             hint="The run's trigger word stands for one, where there is one.")
         if missing else ""
     )  # fmt: skip
     drawn = (

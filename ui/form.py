@@ -14,6 +14,7 @@ import gradio as gr
 
 from sdlora.errors import ConfigError
 from sdlora.options import Leaf, Level, allowed, build, coerce, flatten, walk
+from ui.wording import label_of
 
 Tree = TypeVar("Tree")
 Choices = Sequence[tuple[str, str]]
@@ -139,13 +140,6 @@ class Form(Generic[Tree]):
             widget = gr.Radio if len(leaf.meta.choices) <= 4 else gr.Dropdown
             return widget([(_words(name), name) for name in leaf.meta.choices], value=value, **common)
         return _WIDGETS[leaf.type](value, common)
-
-
-def label_of(leaf: Leaf) -> str:
-    """The words for a leaf; what chooses a plug-in is called after its section."""
-    if leaf.path.endswith(".kind") and not leaf.meta.label:
-        return leaf.path.split(".")[-2].replace("_", " ").capitalize()
-    return leaf.label
 
 
 VALID: Verdict = gr.validate(True, "")

@@ -17,7 +17,7 @@ from sdlora.service.jobs import Job
 from sdlora.service.studio import Studio
 from ui import adapter_card, stack
 from ui.form import Form
-from ui.handling import told, uploads
+from ui.handling import emptied, told, uploads
 from ui.markup import duration, empty, file_url, note, progress
 from ui.meter import Meter
 from ui.widget import widget
@@ -110,7 +110,10 @@ class GenerateTab:
         )  # fmt: skip
         self.timer.tick(told(self._poll), job, self.progress, concurrency_limit=None, **_QUIET)
         self.cancel.click(told(self.studio.jobs.cancel), job, None, **_QUIET)
-        self.drop.upload(told(self._restore), [self.drop, self.rows], [self.drop, *self.restored], **_QUIET)
+        taking = self.drop.upload(
+            told(self._restore), [self.drop, self.rows], [self.drop, *self.restored], **_QUIET
+        )
+        taking.failure(emptied, None, self.drop, **_QUIET)
         self.read.click(told(self._read), [self.text, self.rows], [self.text, *self.restored], **_QUIET)
         self.results.select(told(self._reuse), self.rows, self.restored, **_QUIET)
         self.history.select(told(self._reuse), self.rows, self.restored, **_QUIET)

@@ -13,6 +13,7 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from sdlora.errors import SdloraError, unforeseen
+from ui.wording import in_labels
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,6 +52,10 @@ def told(handler: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def emptied() -> None:
+    """What a field for files holds once they are refused: nothing."""
+
+
 def _plain(words: object) -> str:
     """As the page's messages take it: they are HTML, and a prompt's `<lora:...>` is not."""
-    return escape(str(words), quote=False)
+    return escape(in_labels(str(words)), quote=False)

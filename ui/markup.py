@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from sdlora.errors import SdloraError
+from ui.wording import in_labels
 
 Cell = str | int | float
 
@@ -18,10 +19,10 @@ def file_url(path: Path) -> str:
 
 
 def note(text: str, *, kind: str = "info", hint: str = "") -> str:
-    """A framed message; `kind` is info, good, warn or bad."""
+    """A framed message, options in it by their labels; `kind` is info, good, warn or bad."""
     role = ' role="alert"' if kind == "bad" else ""
-    more = f" <span>{escape(hint)}</span>" if hint else ""
-    return f'<div class="note {kind}"{role}><strong>{escape(text)}</strong>{more}</div>'
+    more = f" <span>{escape(in_labels(hint))}</span>" if hint else ""
+    return f'<div class="note {kind}"{role}><strong>{escape(in_labels(text))}</strong>{more}</div>'
 
 
 def failure(error: SdloraError) -> str:

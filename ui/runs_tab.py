@@ -19,6 +19,10 @@ Updates = dict[Any, Any]  # Any: gradio's components and their updates
 
 _LIVE = ("starting", "running")
 _NOTHING = empty("No runs yet", "Start one in the tab Train. It goes on when you close this page.")
+_NO_PREVIEWS = {
+    True: '<p class="dim">The first pictures come before the first step.</p>',
+    False: '<p class="dim">This run drew no pictures.</p>',
+}
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # Any: gradio's arguments
 
 
@@ -63,9 +67,7 @@ class RunsTab:
         with gr.Row(equal_height=False, elem_classes="split"):
             with gr.Column(elem_classes="box", min_width=300, scale=5):
                 gr.HTML("<h3>Previews</h3>")
-                self.no_previews = gr.HTML(
-                    '<p class="dim">The first pictures come before the first step.</p>'
-                )
+                self.no_previews = gr.HTML()
                 self.previews = widget("previews", None, elem_id="previews")
             with gr.Column(elem_classes="box", min_width=300, scale=6):
                 gr.HTML("<h3>Loss</h3>")
@@ -135,7 +137,7 @@ class RunsTab:
             self.save: gr.update(visible=view.status == "running"),
             self.again: gr.update(visible=not live),
             self.remove: gr.update(visible=not live),
-            self.no_previews: gr.update(visible=not view.previews),
+            self.no_previews: gr.update(visible=not view.previews, value=_NO_PREVIEWS[live]),
             self.previews: _pictures(view),
             self.loss: loss_curve(
                 view.losses, steps=view.steps, marks=tuple(saved.step for saved in view.checkpoints)

@@ -9,8 +9,9 @@ import gradio as gr
 from sdlora.config import TrainConfig
 from sdlora.errors import ConfigError
 from sdlora.service.studio import Studio
-from ui.form import Form, label_of
+from ui.form import Form
 from ui.handling import told
+from ui.wording import label_of
 
 Updates = dict[Any, Any]  # Any: gradio's components and their updates
 

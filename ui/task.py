@@ -39,7 +39,7 @@ class Task:
             # once: ticks that were under way already would undo what a person has typed since
             self._shown.add(number)
             words, updates = done(job)
-            return {**self.begin(job), self.said: words, **updates}
+            return {**updates, **self.begin(job), self.said: words}
 
         changed = [*self.parts, *outputs]
         self.timer.tick(told(tick), self.job, changed, concurrency_limit=None, **_QUIET)

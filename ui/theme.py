@@ -30,7 +30,7 @@ def css() -> str:
 @cache
 def scripts() -> str:
     """The scripts of the whole page, as they stand in its head."""
-    texts = ((ASSETS / name).read_text(encoding="utf-8") for name in ("keys.js", "folders.js"))
+    texts = ((ASSETS / name).read_text(encoding="utf-8") for name in ("keys.js", "folders.js", "messages.js"))
     return "".join(f"<script>\n{text}</script>\n" for text in texts)
 
 

@@ -17,22 +17,14 @@ from ui.form import VALID, Form
 from ui.handling import told
 from ui.markup import chips, code, duration, facts, failure, note, size
 from ui.several import Several
+from ui.wording import SECTIONS
 
 Updates = dict[Any, Any]  # Any: gradio's components and their updates
 
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # Any: gradio's arguments
 _FIRST = "balanced"
-_TITLES = {
-    "base": "Base model",
-    "data": "Pictures and captions",
-    "adapter": "Adapter",
-    "objective": "Loss",
-    "optimizer": "Optimizer",
-    "schedule": "Learning rate over time",
-    "loop": "Training loop",
-    "preview": "Previews",
-    "output": "The file that comes out",
-}
+DATASET, NAME, TRIGGER = "data.folder", "output.name", "data.captions.trigger"
+_UNNAMED = TrainConfig().output.name
 
 
 class TrainTab:
@@ -55,6 +47,11 @@ class TrainTab:
     def recipe(self) -> list[Any]:  # Any: gradio's components
         """What decides the recipe: its length, the subject, the base."""
         return [self.preset, self.form.components[SUBJECT], self.form.components[MODEL]]
+
+    @property
+    def words(self) -> list[Any]:  # Any: as above
+        """What goes with a dataset: the adapter's name and its trigger word."""
+        return [self.form.components[NAME], self.form.components[TRIGGER]]
 
     @property
     def shown(self) -> list[Any]:  # Any: gradio's components
@@ -99,7 +96,7 @@ class TrainTab:
             )
             for name in self.form.sections():
                 with (
-                    gr.Accordion(_TITLES.get(name, name.capitalize()), open=False),
+                    gr.Accordion(SECTIONS[name], open=False),
                     gr.Column(elem_classes="fields"),
                 ):
                     self.form.draw(name)
@@ -128,20 +125,21 @@ class TrainTab:
             [component.select for component in self.recipe], told(self.choose), self.recipe,
             list(every.values()), **_QUIET,
         )  # fmt: skip
+        every[DATASET].input(told(self.suit), [every[DATASET], *self.words], self.words, **_QUIET)
         self.load.upload(told(self._load), self.load, list(every.values()), **_QUIET)
 
     def check(self, **raw: object) -> Updates:
         """What the run, or several in one pass, would take, or why it cannot start."""
         try:
             configs = self.several.configs(raw)
-            words = self._plan(configs) if raw["data.folder"] else _NO_DATASET
+            words = self._plan(configs) if raw[DATASET] else _NO_DATASET
         except SdloraError as error:
             return {self.plan: failure(error), self.start: gr.update(interactive=False)}
         return {
             self.plan: words,
             self.start: gr.update(
                 value="Start training" if len(configs) == 1 else f"Train these {len(configs)} together",
-                interactive=bool(raw["data.folder"]),
+                interactive=bool(raw[DATASET]),
             ),
             self.toml: code(to_toml(self.form.config(raw)), name="settings.toml"),
         }
@@ -178,8 +176,25 @@ class TrainTab:
         }
         updates |= self.several.choices(self.studio.datasets.folders())
         if chosen:
-            updates[self.form.components["data.folder"]]["value"] = str(self.studio.datasets.folder(chosen))
+            updates[self.form.components[DATASET]]["value"] = str(self.studio.datasets.folder(chosen))
         return updates
+
+    def suit(self, folder: str | None, name: str, trigger: str) -> Updates:
+        """The adapter's name and trigger word go with the dataset in `folder`; those of another do not stay.
+
+        The name is the dataset's, the word that of its newest run. What is no dataset's and no run's is a
+        person's own, and stays.
+        """
+        runs = list(self.studio.runs.configs())
+        known = {path.resolve(): each for each, path in self.studio.datasets.folders().items()}
+        at = Path(folder or "").resolve()
+        used = {Path(run.data.folder).resolve(): run.data.captions.trigger for run in reversed(runs)}
+        names = {"", _UNNAMED, *known.values(), *(run.output.name for run in runs)}
+        own = {
+            NAME: known.get(at, _UNNAMED) if name.strip() in names else name,
+            TRIGGER: used.get(at, "") if trigger.strip() in {"", *used.values()} else trigger,
+        }
+        return self.form.show(own)
 
     def again(self, name: str) -> Updates:
         """The settings of the run called `name`."""
@@ -212,7 +227,7 @@ _NO_DATASET = note("No dataset is chosen.", hint="Choose one above, or bring pic
 def _sources(studio: Studio) -> Mapping[str, list[tuple[str, str]]]:
     """Text options whose values are things on this machine."""
     datasets = [(name, str(folder)) for name, folder in studio.datasets.folders().items()]
-    return {"data.folder": datasets, "base.model": list(studio.models.names())}
+    return {DATASET: datasets, MODEL: list(studio.models.names())}
 
 
 def _several(configs: Sequence[TrainConfig], memory: int) -> str:

@@ -50,7 +50,11 @@ class Denoising:
         choices=("constant", "exponential", "snr"),
     )
     min_snr_gamma: float = option(
-        5.0, "Limit of the weight of nearly clean steps (min-SNR); 0 weighs all alike", low=0, high=100
+        5.0,
+        "Limit of the weight of nearly clean steps (min-SNR); 0 weighs all alike",
+        label="Min-SNR gamma",
+        low=0,
+        high=100,
     )
     noise_offset: float = option(
         0.0,

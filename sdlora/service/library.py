@@ -1,5 +1,6 @@
 """The adapters on this machine: those in `models/Lora`, and what the runs of this home have made."""
 
+import itertools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -171,9 +172,9 @@ class Library:
         path = next(place.glob("*.safetensors"), None)
         if path is None:
             raise AdapterError("It is not in the trash any more.", "Reload the page.")
-        target = self.output(path.stem)
+        self._require_free(path.stem, "Rename that one first.")
         self._trash.bring_back(place, self.folder)
-        return self.adapter(target)
+        return self.adapter(self.folder / path.name)
 
     def rename(self, path: Path, name: str) -> Adapter:
         """The adapter and what lies beside it have the new name. Raises AdapterError when it is taken."""
@@ -184,8 +185,7 @@ class Library:
         target = path.with_name(f"{stem}.safetensors")
         if target == path:
             return self.adapter(path)
-        if target.exists():
-            raise AdapterError(f"{target.name} exists already.", "Choose another name.")
+        self._require_free(stem, "Choose another name.", but=path)
         for beside in _with_sidecars(path):
             beside.rename(path.with_name(stem + beside.name.removeprefix(path.stem)))
         return self.adapter(target)
@@ -217,9 +217,17 @@ class Library:
     def output(self, name: str) -> Path:
         """Where a new adapter called `name` goes. Raises AdapterError when that name is taken."""
         path = self.folder / f"{safe_name(name)}.safetensors"
-        if path.exists():
-            raise AdapterError(f"{path.name} exists already.", "Choose another name.")
+        self._require_free(path.stem, "Choose another name.")
         return path
+
+    def _require_free(self, name: str, hint: str, *, but: Path | None = None) -> None:
+        """Raises AdapterError when another than `but` has the name, so that a prompt could mean either."""
+        for adapter in _called(name, self.adapters()):
+            if adapter.path != but:
+                where = (
+                    f"the result of the run {adapter.run}" if adapter.fixed else f"in {adapter.path.parent}"
+                )
+                raise AdapterError(f'There is an adapter "{adapter.name}" already, {where}.', hint)
 
     def _found(self) -> tuple[Adapter, ...]:
         """Every file, the newest first; one that goes away while they are read is not among them."""
@@ -276,15 +284,24 @@ class Library:
         return path
 
     def _free(self, upload: Path, info: AdapterInfo) -> Path:
-        stem = safe_name(upload.stem)
-        for number in range(1, 1000):
-            path = self.folder / f"{stem if number == 1 else f'{stem}-{number}'}.safetensors"
-            if not path.exists():
-                return path
-            present = self._files.of(path.resolve()).info
-            if present and present.hash == info.hash and present.bytes == info.bytes:
-                return path
-        raise AdapterError(f"There are too many adapters called {stem}.", "Rename the file first.")
+        """Where the upload lies here already, else a place whose name means no other adapter."""
+        stem, every = safe_name(upload.stem), self.adapters()
+        for number in itertools.count(1):
+            name = stem if number == 1 else f"{stem}-{number}"
+            called = _called(name, every)
+            same = [
+                a.path for a in called if a.info and (a.info.hash, a.info.bytes) == (info.hash, info.bytes)
+            ]
+            if own := next((path for path in same if self.folder.resolve() in path.parents), None):
+                return own
+            if len(same) == len(called):
+                break
+        return self.folder / f"{name}.safetensors"
+
+
+def _called(name: str, adapters: Sequence[Adapter]) -> tuple[Adapter, ...]:
+    """Those of this name in any capitals: not every file system tells those apart."""
+    return tuple(adapter for adapter in adapters if adapter.name.casefold() == name.casefold())
 
 
 def _foremost(found: Sequence[Adapter]) -> tuple[Adapter, ...]:

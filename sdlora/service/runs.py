@@ -1,7 +1,8 @@
 """The runs of this home: start, watch, stop, resume, and put away."""
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -58,6 +59,12 @@ class Runs:
         found = [path for path in self.folder.glob("*") if (path / "config.toml").is_file()]
         found.sort(key=lambda path: (path / "config.toml").stat().st_mtime, reverse=True)
         return tuple(path.name for path in found)
+
+    def configs(self) -> Iterator[TrainConfig]:
+        """What each run was told, the newest first; those whose folders are damaged are left out."""
+        for name in self.names():
+            with suppress(SdloraError):
+                yield self.config(name)
 
     def view(self, name: str) -> RunView:
         """How the run stands. Raises RunError when there is none of that name."""

@@ -180,7 +180,7 @@ class Loop:
         loop, train_step = self.config.loop, self.session.train_step
         if self.session.start >= loop.steps:
             text = f"All {self.session.start} steps of this run were done already."
-            self.session.tell(Notice(text=text, hint="Give more of them with --loop.steps."))
+            self.session.tell(Notice(text=text, hint="Give more of them with loop.steps."))
         self.results.restart()
         with contextlib.closing(self._micro_batches.stream(self.done)) as stream:
             if self.done == 0:

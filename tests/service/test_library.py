@@ -125,7 +125,7 @@ def test_texts_and_picture_are_side_cars_that_move_with_the_file(studio: Studio,
     assert not path.exists() and other.exists()
     cleared = studio.library.describe(renamed.path, triggers=[], weight=0, notes="")
     assert cleared.info is not None and (cleared.info.triggers, cleared.info.weight) == ((), None)
-    with pytest.raises(AdapterError, match="exists already"):
+    with pytest.raises(AdapterError, match="already, in "):
         studio.library.rename(renamed.path, "ink.v2")
 
 
@@ -135,7 +135,7 @@ def test_what_is_removed_comes_back_unless_its_name_is_taken(studio: Studio, upl
     place = studio.library.remove(added.path)
     assert studio.library.removed() == (("ink", place),)
     studio.library.add(upload)
-    with pytest.raises(AdapterError, match="exists already"):
+    with pytest.raises(AdapterError, match="already, in "):
         studio.library.bring_back(place)
     studio.library.rename(added.path, "wash")
     back = studio.library.bring_back(place)
@@ -288,3 +288,25 @@ def test_a_name_in_a_prompt_means_the_file_of_that_name_first(studio: Studio, up
     assert [adapter.info and adapter.info.title for adapter in studio.library.adapters()] == ["ink", "ink"]
     assert studio.library.named("ink") == first
     assert studio.library.named("other") == copy
+
+
+def test_no_name_is_given_that_a_prompt_could_take_for_another_adapter(
+    studio: Studio, upload: Path, tiny_sd1: TinyModel
+) -> None:
+    library, result = studio.library, studio.home.runs / "2026-ink" / "Ink.safetensors"
+    result.parent.mkdir(parents=True)
+    saved(tiny_sd1.family, result, seed=1)
+    added = library.add(upload)
+    assert added.name == "ink-2"
+    with pytest.raises(AdapterError, match="already, the result of the run 2026-ink"):
+        library.rename(added.path, "ink")
+    with pytest.raises(AdapterError, match="already, the result of the run 2026-ink"):
+        library.output("INK")
+    assert library.rename(added.path, "Ink-2").name == "Ink-2"
+    assert library.add(saved_as(upload, "ink-2")).path.name == "Ink-2.safetensors"
+    copy = library.add(result)
+    assert (copy.name, library.named("Ink")) == ("Ink", copy.path)
+    below = studio.home.adapters / "styles" / "Wash.safetensors"
+    below.parent.mkdir()
+    copy.path.rename(below)
+    assert library.add(Path(shutil.copy(below, upload.with_name("wash.safetensors")))).path == below

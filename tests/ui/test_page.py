@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from PIL import Image
 
 from sdlora.network.codec import AdapterFile
 from tests.conftest import TinyModel
@@ -82,6 +83,8 @@ def test_2_the_base_is_trained_and_the_run_outlives_page_and_server(
 
     page.get_by_role("button", name="Train with this dataset").click()
     page.get_by_text("It fits").wait_for()
+    expect(page.locator(field(page, "output.name"))).to_have_value("balls")
+    page.locator(field(page, "data.captions.trigger")).fill("zibbo")
     (tmp_path / "few.toml").write_text("[preview]\nevery = 6\nsteps = 2\n")
     page.get_by_text("These settings as a file").click()
     with page.expect_file_chooser() as chooser:
@@ -104,6 +107,12 @@ def test_2_the_base_is_trained_and_the_run_outlives_page_and_server(
     page.locator("#run-head .badge.finished").wait_for(timeout=PATIENCE)
     assert page.locator("#previews img").count() >= 2
     page.locator("#loss svg").wait_for()
+    open_tab(page, "Train")
+    for dataset, trigger in (("folder", ""), ("balls", "zibbo")):
+        page.locator(f"{field(page, 'data.folder')}").click()
+        page.get_by_role("option", name=dataset).click()
+        expect(page.locator(field(page, "output.name"))).to_have_value(dataset)
+        expect(page.locator(field(page, "data.captions.trigger"))).to_have_value(trigger)
 
 
 def test_3_two_adapters_are_mixed_and_the_picture_restores_the_form(
@@ -179,10 +188,22 @@ def test_4_a_mix_is_balanced_merged_and_described(page: "Page", server: Server, 
     page.locator("#merged").get_by_text("both.safetensors is in the library").wait_for(timeout=PATIENCE)
     expect(page.locator("#adapter-card h2")).to_have_text("both")
     page.get_by_text("Name, words and picture").click()
+    expect(page.locator("#adapter-name :is(input, textarea)")).to_have_value("both")
+    page.wait_for_timeout(300)  # the fields after it get their values one by one
     page.locator("#adapter-triggers :is(input, textarea)").fill("zwx, wash")
     page.locator("#adapter-name :is(input, textarea)").fill("spray-wash")
     page.get_by_role("button", name="Save", exact=True).click()
     expect(page.locator("#adapter-card .chips")).to_have_text("zwxwash")
+    page.get_by_text("Make a smaller copy").click()
+    page.locator("#resize-name :is(input, textarea)").fill("small")
+    page.locator("#resize-rank input").fill("2")
+    page.get_by_role("button", name="Make the copy").click()
+    page.locator("#resized").get_by_text("small.safetensors is in the library").wait_for(timeout=PATIENCE)
+    expect(page.locator("#adapter-card h2")).to_have_text("small")
+    page.get_by_role("button", name="Move to trash").click()
+    page.get_by_text("small is in the trash").wait_for()
+    page.locator("#library").get_by_text("spray-wash").click()
+    expect(page.locator("#adapter-card h2")).to_have_text("spray-wash")
     page.get_by_role("button", name="Move to trash").click()
     page.get_by_role("button", name="Undo").click()
     page.locator("#library").get_by_text("spray-wash").wait_for()
@@ -193,6 +214,8 @@ def test_4_a_mix_is_balanced_merged_and_described(page: "Page", server: Server, 
 
 
 def test_5_an_error_is_told_in_words(page: "Page", server: Server, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
     (tmp_path / "evil.ckpt").write_bytes(b"x")
     open_tab(page, "Adapters")
     page.set_input_files("#add-files input[type=file]", tmp_path / "evil.ckpt")
@@ -201,9 +224,14 @@ def test_5_an_error_is_told_in_words(page: "Page", server: Server, tmp_path: Pat
     page.locator(field(page, "prompt")).fill("a cat <lora:nobody:1>")
     page.get_by_role("button", name="Generate", exact=True).click()
     page.get_by_text(re.compile("no adapter called .nobody")).first.wait_for()
+    Image.new("RGB", (8, 8)).save(tmp_path / "mute.png")
+    page.set_input_files("#restore input[type=file]", tmp_path / "mute.png")
+    page.get_by_text(re.compile("mute.png")).first.wait_for()
+    expect(page.locator("#restore").get_by_text("mute")).to_have_count(0)
     page.locator(field(page, "prompt")).fill("a cat <lora:ink:abc>")
     page.get_by_role("button", name="Generate", exact=True).click()
     page.get_by_text(re.compile("<lora:ink:abc>")).first.wait_for()
+    expect(page.get_by_text(re.compile("no adapter called .nobody"))).to_have_count(0)
     page.locator(field(page, "prompt")).fill("a cat")
     page.locator(field(page, "steps")).fill("0")
     page.get_by_role("button", name="Generate", exact=True).click()

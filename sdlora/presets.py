@@ -124,7 +124,12 @@ FIGURES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
             "optimizer.text_lr": 3e-3,
             "objective.preservation": 0.2,
         },
-        "thorough": {"loop.steps": 1500, "optimizer.lr": 4e-4, "optimizer.text_lr": 8e-4},
+        "thorough": {
+            "loop.steps": 1500,
+            "optimizer.lr": 6e-4,
+            "optimizer.text_lr": 1.2e-3,
+            "objective.preservation": 0.2,
+        },
     }
 )
 

@@ -16,7 +16,7 @@ from ui.widget import widget
 Updates = dict[Any, Any]  # Any: gradio's components and their updates
 
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # Any: gradio's arguments
-Removed = tuple[str, str]  # the picture's name and its place in the trash
+Removed = tuple[str, str]  # the picture's name, "" for the whole dataset, and the place in the trash
 
 _NONE = empty(
     "No pictures yet",
@@ -34,7 +34,7 @@ class DatasetsTab:
         self._layout()
         self.shown = [
             self.chosen, self.health, self.grid, self.nothing, self.tools, self.train, self.message,
-            self.undo, self.removed, self.base, self.preview, self.apply, self.changes,
+            self.undo, self.removed, self.base, self.preview, self.apply, self.changes, self.whole, self.name,
             *self.samples.values(),
         ]  # fmt: skip
         self._connect()
@@ -56,6 +56,13 @@ class DatasetsTab:
                 self.train = gr.Button(
                     "Train with this dataset", variant="primary", visible=False, elem_id="to-train"
                 )
+                with gr.Accordion("Rename or remove", open=False, visible=False) as self.whole:
+                    self.name = gr.Textbox(label="Name", elem_id="dataset-name")
+                    with gr.Row(elem_classes="actions"):
+                        self.rename = gr.Button("Rename", elem_id="dataset-rename", scale=0, min_width=120)
+                        self.throw = gr.Button(
+                            "Move to trash", elem_id="dataset-remove", scale=0, min_width=120
+                        )
         with gr.Column(elem_classes="box"):
             self.message = gr.HTML(elem_id="datasets-message", elem_classes="at-need")
             self.undo = gr.Button("Undo", visible=False, size="sm", elem_id="undo-remove")
@@ -120,6 +127,8 @@ class DatasetsTab:
         self.grid.edit(told(self._edit), at, [self.health, self.grid], **_QUIET)
         self.grid.delete(told(self._remove), at, self.shown, **_QUIET)
         self.undo.click(told(self._bring_back), [*at, self.removed], self.shown, **_QUIET)
+        self.rename.click(told(self._rename), [*at, self.name], self.shown, **_QUIET)
+        self.throw.click(told(self._throw), at, self.shown, **_QUIET)
         bulk = [self.preview, self.apply, self.changes]
         self.add_trigger.click(told(self._look_trigger), [self.chosen, self.trigger], bulk, **_QUIET)
         self.look.click(
@@ -139,12 +148,14 @@ class DatasetsTab:
             self.tools: gr.update(visible=there),
             self.base: gr.update(visible=there, choices=list(self.studio.models.names())),
             self.train: gr.update(visible=there),
+            self.whole: gr.update(visible=bool(view)),
+            self.name: name or "",
             self.message: message,
             **{b: gr.update(visible=sample not in self._choices()) for sample, b in self.samples.items()},
             self.preview: "",
             self.apply: gr.update(visible=False),
             self.changes: (),
-            self.undo: gr.update(visible=bool(undo[0])),
+            self.undo: gr.update(visible=bool(undo[1])),
             self.removed: undo,
         }
 
@@ -191,9 +202,22 @@ class DatasetsTab:
         message = note(f"{event.name} is in the trash.")
         return self.show(name, base, message=message, undo=(event.name, str(place)))
 
-    def _bring_back(self, name: str, base: str, removed: Removed) -> Updates:
-        self.studio.datasets.bring_back(name, removed[0], Path(removed[1]))
-        return self.show(name, base)
+    def _rename(self, name: str, base: str, new: str) -> Updates:
+        return self.show(self.studio.rename_dataset(name, new), base)
+
+    def _throw(self, name: str, base: str) -> Updates:
+        linked = self.studio.datasets.is_elsewhere(name)
+        place = self.studio.remove_dataset(name)
+        rest = "Its folder stays where it is." if linked else ""
+        message = note(f"{name} is {'off the list' if linked else 'in the trash'}.", hint=rest)
+        return self.show(None, base, message=message, undo=("", str(place)))
+
+    def _bring_back(self, name: str | None, base: str, removed: Removed) -> Updates:
+        image, place = removed
+        if name and image:
+            self.studio.datasets.bring_back(name, image, Path(place))
+            return self.show(name, base)
+        return self.show(self.studio.datasets.bring_all_back(Path(place)), base)
 
     def _look_trigger(self, name: str, trigger: str) -> Updates:
         if not trigger.strip():

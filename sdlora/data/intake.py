@@ -68,6 +68,27 @@ def datasets(root: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def entry(root: Path, name: str) -> Path:
+    """What makes `name` a dataset under `root`: its folder, or the file that tells where it lies."""
+    folder = root / name
+    return folder if folder.is_dir() else root / f"{name}{LINK}"
+
+
+def rename(root: Path, name: str, new: str) -> str:
+    """The dataset called `name` is called `new`, made fit for a folder; a folder elsewhere stays as it is.
+
+    Raises DatasetError when the name is taken.
+    """
+    old = entry(root, name)
+    chosen = _free_name(root, new, but=name)
+    path = old.with_name(f"{chosen}{old.suffix if old.is_file() else ''}")
+    try:
+        old.rename(path)
+    except OSError as error:
+        raise files.storage_error(path, error) from error
+    return chosen
+
+
 def add(folder: Path, uploads: Sequence[Path]) -> Added:
     """The images, captions and masks among `uploads`, zips unpacked, lie in the dataset.
 
@@ -197,9 +218,9 @@ def _move(path: Path, target: Path) -> None:
         raise files.storage_error(target, error) from error
 
 
-def _free_name(root: Path, name: str) -> str:
+def _free_name(root: Path, name: str, *, but: str = "") -> str:
     chosen = files.safe_name(name, fallback="dataset")
-    if chosen.lower() in (taken.lower() for taken in datasets(root)):
+    if chosen.lower() in (taken.lower() for taken in datasets(root) if taken != but):
         raise DatasetError(f'A dataset called "{chosen}" is there already.', "Choose another name.")
     return chosen
 

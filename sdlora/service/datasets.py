@@ -132,6 +132,32 @@ class Datasets:
         folder = self.folder(name)
         self._trash.bring_back(within(place, [self._trash.folder]), within(folder / image, [folder]).parent)
 
+    def rename(self, name: str, new: str) -> str:
+        """The dataset has another name; the name. Raises DatasetError when it is taken or empty."""
+        self.folder(name)
+        if not new.strip():
+            raise DatasetError("The dataset needs a name.", "For example my-cat.")
+        return intake.rename(self.root, name, new)
+
+    def remove_all(self, name: str) -> Path:
+        """The dataset is in the trash, of a folder elsewhere only its name; its place there."""
+        self.folder(name)
+        return self._trash.throw(intake.entry(self.root, name))
+
+    def is_elsewhere(self, name: str) -> bool:
+        """Whether the dataset's folder lies outside those of this home."""
+        return self.root.resolve() not in self.folder(name).resolve().parents
+
+    def bring_all_back(self, place: Path) -> str:
+        """The removed dataset is where it was; its name. Raises DatasetError when that is taken again."""
+        place = within(place, [self._trash.folder])
+        there = {name.lower() for name in self.folders()}
+        (name,) = intake.datasets(place)
+        if name.lower() in there:
+            raise DatasetError(f'There is a dataset "{name}" again.', "Rename that one first.")
+        self._trash.bring_back(place, self.root)
+        return name
+
     def folder(self, name: str) -> Path:
         """The folder of the dataset. Raises DatasetError when there is none of that name."""
         known = self.folders()

@@ -1,5 +1,6 @@
 """The runs of this home: start, watch, stop, resume, and put away."""
 
+import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -11,7 +12,7 @@ from sdlora import options
 from sdlora.config import TrainConfig
 from sdlora.errors import RunError, SdloraError
 from sdlora.events import Notice
-from sdlora.files import within
+from sdlora.files import within, write_atomic
 from sdlora.service.process import start_trainer
 from sdlora.service.progress import Fold, RunView
 from sdlora.service.trash import Trash
@@ -139,6 +140,25 @@ class Runs:
         """The same as TOML."""
         return options.to_toml(self.config(name))
 
+    def require_none_on(self, dataset: Path) -> None:
+        """Raises RunError when a run is being trained on the dataset in this folder."""
+        for run in self._on(dataset):
+            if self.view(run.path.name).status in ("starting", "running"):
+                raise RunError(f"The run {run.path.name} is being trained on it.", "Stop it first.")
+
+    def follow(self, dataset: Path, moved: Path) -> None:
+        """The runs on the dataset know that its folder is `moved` now, so that they can go on."""
+        for run in self._on(dataset):
+            config, at = run.config, (run.path / "config.toml").stat().st_mtime
+            changed = replace(config, data=replace(config.data, folder=str(moved)))
+            with run.locked():
+                write_atomic(run.path / "config.toml", options.to_toml(changed))
+                os.utime(run.path / "config.toml", (at, at))  # the age that runs are listed by
+
+    def _on(self, dataset: Path) -> list[Run]:
+        found = (Run(self.folder / name) for name in self.names())
+        return [run for run in found if _folder(run) == dataset.resolve()]
+
     def log(self, name: str) -> str:
         """The end of what the run's process printed; of several runs in one pass the first has it."""
         run = Run.open(self._path(name))
@@ -180,6 +200,14 @@ class Runs:
         if not (path / "config.toml").is_file():
             raise RunError(f'There is no run "{name}".', f"Runs lie in {self.folder}.")
         return path
+
+
+def _folder(run: Run) -> Path | None:
+    """The dataset's; None of a run whose own folder is damaged."""
+    try:
+        return Path(run.config.data.folder).resolve()
+    except SdloraError:
+        return None
 
 
 def _written(run: Run) -> int:

@@ -75,6 +75,20 @@ class Studio:
         self._make_room()
         return self.runs.start(config)
 
+    def rename_dataset(self, name: str, new: str) -> str:
+        """The dataset has another name, and its runs know; the name. Raises UserError when it cannot be."""
+        folder = self.datasets.folder(name)
+        self.runs.require_none_on(folder)
+        chosen = self.datasets.rename(name, new)
+        if (moved := self.datasets.folder(chosen)) != folder:
+            self.runs.follow(folder, moved)
+        return chosen
+
+    def remove_dataset(self, name: str) -> Path:
+        """The dataset is in the trash; its place there. Raises RunError while a run is trained on it."""
+        self.runs.require_none_on(self.datasets.folder(name))
+        return self.datasets.remove_all(name)
+
     def several(
         self,
         config: TrainConfig,

@@ -1,11 +1,16 @@
 """Datasets by name: brought, looked at, changed, and nothing of them lost."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 
-from sdlora.errors import DatasetError, UserError
+from sdlora.config import TrainConfig
+from sdlora.errors import DatasetError, RunError, UserError
+from sdlora.options import build
 from sdlora.service.studio import Studio
+from sdlora.training.run import Run
 
 
 @pytest.fixture
@@ -14,6 +19,13 @@ def balls(studio: Studio, image_folder: Path) -> str:
     name = studio.datasets.create("balls")
     studio.datasets.add(name, sorted(image_folder.iterdir()))
     return name
+
+
+def begun(config: TrainConfig, studio: Studio, age: float) -> Run:
+    """A run that was begun `age` seconds ago and does not run."""
+    run = Run.create(config, studio.home.runs)
+    os.utime(run.path / "config.toml", (time.time() - age,) * 2)
+    return run
 
 
 def test_uploads_are_seen_with_captions_and_thumbnails(studio: Studio, balls: str) -> None:
@@ -70,3 +82,48 @@ def test_a_sample_set_is_taken_as_a_copy(studio: Studio) -> None:
         assert made != folder and studio.datasets.overview(name).report is not None
     with pytest.raises(DatasetError, match="no sample set"):
         studio.datasets.take_sample("nothing")
+
+
+def test_a_renamed_dataset_takes_its_runs_along(studio: Studio, balls: str) -> None:
+    folder = studio.datasets.folder(balls)
+    configs = [build(TrainConfig, {"data.folder": str(place)}) for place in (folder, folder.parent)]
+    own, other = (begun(config, studio, age) for config, age in zip(configs, (200, 100), strict=True))
+    before = studio.runs.names()
+    with own.locked(), pytest.raises(RunError, match="is being trained on it"):
+        studio.rename_dataset(balls, "marbles")
+    assert studio.rename_dataset(balls, "Balls") == "Balls"
+    assert studio.rename_dataset("Balls", "two: marbles") == "two- marbles"
+    moved = studio.datasets.folder("two- marbles")
+    assert not folder.exists() and len(studio.datasets.overview("two- marbles").pictures) == 6
+    assert (own.config.data.folder, other.config) == (str(moved), configs[1])
+    assert studio.runs.names() == before
+    studio.datasets.create("taken")
+    for name, words in (("TAKEN", "there already"), ("  ", "needs a name")):
+        with pytest.raises(DatasetError, match=words):
+            studio.rename_dataset("two- marbles", name)
+
+
+def test_a_removed_dataset_comes_back_unless_its_name_is_taken(studio: Studio, balls: str) -> None:
+    folder = studio.datasets.folder(balls)
+    run = begun(build(TrainConfig, {"data.folder": str(folder)}), studio, 100)
+    with run.locked(), pytest.raises(RunError, match="is being trained on it"):
+        studio.remove_dataset(balls)
+    place = studio.remove_dataset(balls)
+    assert studio.datasets.folders() == {} and not folder.exists()
+    studio.datasets.create("BALLS")
+    with pytest.raises(DatasetError, match="Rename that one first"):
+        studio.datasets.bring_all_back(place)
+    studio.rename_dataset("BALLS", "other")
+    assert studio.datasets.bring_all_back(place) == balls
+    assert len(studio.datasets.overview(balls).pictures) == 6
+
+
+def test_of_a_folder_elsewhere_only_the_name_goes(studio: Studio, image_folder: Path) -> None:
+    name = studio.datasets.register(str(image_folder))
+    assert studio.datasets.is_elsewhere(name)
+    assert studio.rename_dataset(name, "mine") == "mine"
+    assert studio.datasets.folders() == {"mine": image_folder}
+    place = studio.remove_dataset("mine")
+    assert studio.datasets.folders() == {} and len(list(image_folder.glob("*.png"))) == 6
+    assert studio.datasets.bring_all_back(place) == "mine"
+    assert studio.datasets.folders() == {"mine": image_folder}

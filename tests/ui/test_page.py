@@ -67,6 +67,18 @@ def test_1_a_dropped_folder_keeps_its_sub_folders(page: "Page", server: Server, 
     contents = [[path.name, base64.b64encode(path.read_bytes()).decode()] for path in pictures]
     page.evaluate(DROP, contents)
     page.locator(".picture").nth(1).wait_for()
+    page.get_by_text("Rename or remove").click()
+    page.wait_for_timeout(1000)  # the fields of the answer get their values one by one
+    page.locator("#dataset-name :is(input, textarea)").fill("pictures")
+    page.get_by_role("button", name="Rename", exact=True).click()
+    page.locator("#health").get_by_text("pictures", exact=True).wait_for()
+    page.get_by_role("button", name="Move to trash").click()
+    page.get_by_text("pictures is in the trash").wait_for()
+    page.get_by_role("button", name="Undo").click()
+    page.locator(".picture").nth(1).wait_for()
+    page.locator("#dataset-name :is(input, textarea)").fill("folder")
+    page.get_by_role("button", name="Rename", exact=True).click()
+    page.locator("#health").get_by_text("folder", exact=True).wait_for()
     kept = {
         path.relative_to(server.home / "datasets/folder") for path in server.home.glob("datasets/folder/*/*")
     }
@@ -189,7 +201,7 @@ def test_4_a_mix_is_balanced_merged_and_described(page: "Page", server: Server, 
     expect(page.locator("#adapter-card h2")).to_have_text("both")
     page.get_by_text("Name, words and picture").click()
     expect(page.locator("#adapter-name :is(input, textarea)")).to_have_value("both")
-    page.wait_for_timeout(300)  # the fields after it get their values one by one
+    page.wait_for_timeout(1000)  # the fields after it get their values one by one
     page.locator("#adapter-triggers :is(input, textarea)").fill("zwx, wash")
     page.locator("#adapter-name :is(input, textarea)").fill("spray-wash")
     page.get_by_role("button", name="Save", exact=True).click()

@@ -109,10 +109,9 @@ class Page:
             **self.runs.show(""),
         }
 
-    def _to_train(self, dataset: str, name: str, trigger: str) -> Updates:
-        folder = str(self.studio.datasets.folder(dataset))
-        words = self.train.suit(folder, name, trigger)
-        return {self.tabs: gr.Tabs(selected="train"), **self.train.sources(dataset), **words}
+    def _to_train(self, dataset: str, *words: str) -> Updates:
+        suited = self.train.suit(str(self.studio.datasets.folder(dataset)), *words)
+        return {self.tabs: gr.Tabs(selected="train"), **self.train.sources(dataset), **suited}
 
     def _start(self, **raw: object) -> Updates:
         return {self.tabs: gr.Tabs(selected="runs"), **self.runs.show(self.train.begin(**raw))}

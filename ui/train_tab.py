@@ -1,6 +1,7 @@
 """Train: what is taught, by which recipe, and what it will take; one button starts it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -50,8 +51,8 @@ class TrainTab:
 
     @property
     def words(self) -> list[Any]:  # Any: as above
-        """What goes with a dataset: the adapter's name and its trigger word."""
-        return [self.form.components[NAME], self.form.components[TRIGGER]]
+        """What decides how a dataset's own settings are shown."""
+        return [self.form.components[NAME], self.form.components[TRIGGER], *self.recipe]
 
     @property
     def shown(self) -> list[Any]:  # Any: gradio's components
@@ -125,7 +126,7 @@ class TrainTab:
             [component.select for component in self.recipe], told(self.choose), self.recipe,
             list(every.values()), **_QUIET,
         )  # fmt: skip
-        every[DATASET].input(told(self.suit), [every[DATASET], *self.words], self.words, **_QUIET)
+        every[DATASET].input(told(self.suit), [every[DATASET], *self.words], list(every.values()), **_QUIET)
         self.load.upload(told(self._load), self.load, list(every.values()), **_QUIET)
 
     def check(self, **raw: object) -> Updates:
@@ -179,22 +180,33 @@ class TrainTab:
             updates[self.form.components[DATASET]]["value"] = str(self.studio.datasets.folder(chosen))
         return updates
 
-    def suit(self, folder: str | None, name: str, trigger: str) -> Updates:
-        """The adapter's name and trigger word go with the dataset in `folder`; those of another do not stay.
+    def suit(
+        self, folder: str | None, name: str, trigger: str, preset: str, subject: str, model: str
+    ) -> Updates:
+        """What goes with the dataset in `folder` is shown: its name, and what it says or its newest run had.
 
-        The name is the dataset's, the word that of its newest run. What is no dataset's and no run's is a
-        person's own, and stays.
+        What goes with another does not stay. A name or a word that is no dataset's and no run's is a
+        person's own, and does.
         """
         runs = list(self.studio.runs.configs())
         known = {path.resolve(): each for each, path in self.studio.datasets.folders().items()}
         at = Path(folder or "").resolve()
-        used = {Path(run.data.folder).resolve(): run.data.captions.trigger for run in reversed(runs)}
-        names = {"", _UNNAMED, *known.values(), *(run.output.name for run in runs)}
-        own = {
-            NAME: known.get(at, _UNNAMED) if name.strip() in names else name,
-            TRIGGER: used.get(at, "") if trigger.strip() in {"", *used.values()} else trigger,
-        }
-        return self.form.show(own)
+        used = {Path(run.data.folder).resolve(): run for run in reversed(runs)}
+        own: dict[str, object] = {SUBJECT: subject, TRIGGER: "", **self.studio.datasets.settings(at)}
+        if at in used:
+            own |= {SUBJECT: used[at].output.subject, TRIGGER: used[at].data.captions.trigger}
+        if name.strip() in {"", _UNNAMED, *known.values(), *(run.output.name for run in runs)}:
+            own = {NAME: known.get(at, _UNNAMED), **own}
+        if trigger.strip() not in {"", *self._triggers(known), *(run.data.captions.trigger for run in runs)}:
+            del own[TRIGGER]
+        recipe = self.choose(preset, str(own[SUBJECT]), model) if own[SUBJECT] != subject else {}
+        return recipe | self.form.show(own)
+
+    def _triggers(self, folders: Iterable[Path]) -> Iterator[str]:
+        """The words that datasets bring along."""
+        for folder in folders:
+            with suppress(SdloraError):
+                yield str(self.studio.datasets.settings(folder).get(TRIGGER, ""))
 
     def again(self, name: str) -> Updates:
         """The settings of the run called `name`."""

@@ -68,10 +68,20 @@ plain backgrounds.
 """
 
 
+_CHARACTER_SETTINGS = """# What of a run's settings goes with these pictures.
+[data.captions]
+trigger = "zibbo"
+
+[output]
+subject = "character"
+"""
+
+
 def write(textures: Textures, folder: Path, *, seed: int = 0) -> dict[str, int]:
     """Both datasets are in the folder; says how many pictures each has."""
     ink = _write(folder / "ink-style", _ink(textures, Random(seed)), _INK_LICENCE)
     figure = _write(folder / "character", _character(textures, Random(seed)), _CHARACTER_LICENCE)
+    (folder / "character" / "settings.toml").write_text(_CHARACTER_SETTINGS)
     return {"ink-style": ink, "character": figure}
 
 

@@ -20,7 +20,17 @@ from sdlora.data.decode import Facts, TooLarge, inspect
 from sdlora.data.items import Dataset, Item, Kind, Problem
 from sdlora.errors import DatasetError
 
-__all__ = ["Dataset", "Item", "Problem", "is_image", "is_mask", "is_passed_over", "require_folder", "scan"]
+__all__ = [
+    "SETTINGS",
+    "Dataset",
+    "Item",
+    "Problem",
+    "is_image",
+    "is_mask",
+    "is_passed_over",
+    "require_folder",
+    "scan",
+]
 
 MASK = "-masklabel"
 MANY_REPEATS = 200
@@ -30,6 +40,7 @@ _OTHER_IMAGES = frozenset({".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", "
 _HARMLESS = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 _HARMLESS_STEMS = frozenset({"readme", "license", "licence", "copying", "notice"})
 _HARMLESS_SUFFIXES = frozenset({".npz", ".md"})  # caches of other trainers, notes
+SETTINGS = "settings.toml"  # what of a run's settings goes with the dataset
 _KOHYA = re.compile(r"(\d{1,4})_(.*)")
 
 
@@ -228,7 +239,8 @@ def _raise_unreadable(error: OSError) -> None:
 
 
 def _harmless(path: Path) -> bool:
-    return path.suffix.lower() in _HARMLESS_SUFFIXES or path.stem.lower() in _HARMLESS_STEMS
+    told = path.suffix.lower() in _HARMLESS_SUFFIXES or path.stem.lower() in _HARMLESS_STEMS
+    return told or path.name == SETTINGS
 
 
 def _is_text(name: str) -> bool:

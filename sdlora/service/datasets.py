@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sdlora
+from sdlora.config import TrainConfig
 from sdlora.data import buckets, edit, intake
 from sdlora.data.edit import Change
-from sdlora.data.folder import scan
+from sdlora.data.folder import SETTINGS, scan
 from sdlora.data.intake import Added
 from sdlora.data.items import Dataset, Item
 from sdlora.data.report import Report, report
 from sdlora.data.thumbnails import thumbnail
 from sdlora.errors import DatasetError, SdloraError
-from sdlora.files import within
+from sdlora.files import within, write_atomic
 from sdlora.home import Home
+from sdlora.options import Value, build, flatten, from_toml
 from sdlora.service.trash import Trash
 
 __all__ = ["Added", "Change", "Datasets", "Overview", "Picture", "Report"]
@@ -71,6 +73,8 @@ class Datasets:
             raise DatasetError(f'There is no sample set "{name}".', "Bring pictures of your own.")
         made = self.create(name)
         self.add(made, sorted(path for path in samples[name].iterdir() if path.suffix in (".png", ".txt")))
+        if (settings := samples[name] / SETTINGS).is_file():
+            write_atomic(self.folder(made) / SETTINGS, settings.read_bytes())
         return made
 
     def create(self, name: str) -> str:
@@ -106,6 +110,18 @@ class Datasets:
         return Overview(
             name=name, folder=folder, pictures=self._pictures(dataset, told), report=told, problem=""
         )
+
+    def settings(self, folder: Path) -> dict[str, Value]:
+        """What the file settings.toml in a dataset's folder says: dotted path -> value, the folder left out.
+
+        Raises ConfigError when it is no such file.
+        """
+        path = folder / SETTINGS
+        if not path.is_file():
+            return {}
+        said = from_toml(path.read_text(encoding="utf-8", errors="replace"), str(path))
+        whole = flatten(build(TrainConfig, said))
+        return {option: whole[option] for option in said if option != "data.folder"}
 
     def set_caption(self, name: str, image: str, caption: str) -> None:
         """The caption of the image is written beside it."""

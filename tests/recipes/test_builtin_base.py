@@ -13,6 +13,7 @@ from diffusers import StableDiffusionPipeline
 from benchmarks.quality import base, judge, painter
 from recipes.builtin_base.__main__ import main
 from recipes.builtin_base.export import LIMIT_BYTES
+from sdlora.data.folder import scan
 
 ROOT = Path(__file__).parents[2]
 ASSETS = ROOT / "sdlora" / "assets" / "builtin"
@@ -112,3 +113,4 @@ def test_a_sample_dataset_is_small_captioned_and_licensed(name: str, count: int)
     assert len(pictures) == count and (folder / "LICENSE").is_file()
     assert all(path.with_suffix(".txt").read_text().strip() for path in pictures)
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2**20
+    assert scan(folder).problems == ()

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from sdlora.config import TrainConfig
-from sdlora.errors import DatasetError, RunError, UserError
-from sdlora.options import build
+from sdlora.errors import ConfigError, DatasetError, RunError, UserError
+from sdlora.options import build, flatten, to_toml
 from sdlora.service.studio import Studio
 from sdlora.training.run import Run
 
@@ -80,6 +80,9 @@ def test_a_sample_set_is_taken_as_a_copy(studio: Studio) -> None:
     for name, folder in studio.datasets.samples().items():
         made = studio.datasets.folder(studio.datasets.take_sample(name))
         assert made != folder and studio.datasets.overview(name).report is not None
+    said = studio.datasets.settings(studio.datasets.folder("character"))
+    assert said == {"data.captions.trigger": "zibbo", "output.subject": "character"}
+    assert studio.datasets.settings(studio.datasets.folder("ink-style")) == {}
     with pytest.raises(DatasetError, match="no sample set"):
         studio.datasets.take_sample("nothing")
 
@@ -127,3 +130,14 @@ def test_of_a_folder_elsewhere_only_the_name_goes(studio: Studio, image_folder: 
     assert studio.datasets.folders() == {} and len(list(image_folder.glob("*.png"))) == 6
     assert studio.datasets.bring_all_back(place) == "mine"
     assert studio.datasets.folders() == {"mine": image_folder}
+
+
+def test_settings_of_a_dataset_are_a_runs_without_its_folder(studio: Studio, balls: str) -> None:
+    config = build(TrainConfig, {"data.folder": "elsewhere", "loop.steps": 7})
+    folder = studio.datasets.folder(balls)
+    (folder / "settings.toml").write_text(to_toml(config))
+    said = studio.datasets.settings(folder)
+    assert said == {path: value for path, value in flatten(config).items() if path != "data.folder"}
+    (folder / "settings.toml").write_text("[loop]\nstep = 7\n")
+    with pytest.raises(ConfigError, match="loop.step"):
+        studio.datasets.settings(folder)

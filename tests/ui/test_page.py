@@ -125,6 +125,14 @@ def test_2_the_base_is_trained_and_the_run_outlives_page_and_server(
         page.get_by_role("option", name=dataset).click()
         expect(page.locator(field(page, "output.name"))).to_have_value(dataset)
         expect(page.locator(field(page, "data.captions.trigger"))).to_have_value(trigger)
+    open_tab(page, "Datasets")
+    page.get_by_role("button", name="Try with the sample set “character”").click()
+    page.locator("#health").get_by_text("character", exact=True).wait_for()
+    page.get_by_role("button", name="Train with this dataset").click()
+    expect(page.locator(field(page, "output.name"))).to_have_value("character")
+    expect(page.locator(field(page, "data.captions.trigger"))).to_have_value("zibbo")
+    expect(page.locator("[id='opt-output.subject']").get_by_label("character")).to_be_checked()
+    expect(page.locator(field(page, "loop.steps"))).to_have_value("600")
 
 
 def test_3_two_adapters_are_mixed_and_the_picture_restores_the_form(

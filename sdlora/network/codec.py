@@ -316,7 +316,7 @@ def _stored(adapter: Adapter, dtype: torch.dtype, layer: Layer) -> dict[str, Ten
     tensors = {}
     for suffix, tensor in adapter.tensors().items():
         kept = tensor.dtype if suffix in _COUNTS else torch.float32
-        tensors[suffix] = tensor.detach().cpu().to(kept if suffix in {"alpha", *_COUNTS} else dtype)
+        tensors[suffix] = tensor.detach().cpu().to(kept if suffix in {*_SINGLE, *_COUNTS} else dtype)
         if not finite(tensors[suffix]):
             raise AdapterError(
                 f"The adapter of {layer.component}.{layer.path} has values that are not finite or too large "

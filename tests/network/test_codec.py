@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sdlora.adapters import SPECS
 from sdlora.adapters.lora import LoraSpec
 from sdlora.contracts import Layer
 from sdlora.errors import AdapterError, SdloraError
@@ -250,6 +251,22 @@ def test_what_is_saved_comes_back(format: str, dtype: str, tiny_sd1: TinyModel, 
     }
     compare(resolved, expected, rtol=bits[dtype])
     assert not resolved.unmatched
+
+
+@pytest.mark.parametrize("kind", SPECS.names())
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_every_kind_is_saved_in_every_number_format(
+    kind: str, dtype: str, tiny_sd1: TinyModel, tmp_path: Path
+) -> None:
+    network = awake(create(tiny_sd1.family, SPECS.get(kind)(), seed=0))
+    save(tmp_path / "x.safetensors", network.adapters, family_name="sd1", dtype=dtype)
+    resolved = AdapterFile.open(tmp_path / "x.safetensors").resolve(tiny_sd1.family)
+    assert resolved.adapters.keys() == network.adapters.keys() and not resolved.unmatched
+    close = {"fp32": 0.0, "fp16": 1e-3, "bf16": 8e-3}[dtype]
+    for layer, adapter in network.adapters.items():
+        found = resolved.adapters[layer].tensors()
+        for suffix, tensor in adapter.tensors().items():
+            torch.testing.assert_close(found[suffix].float(), tensor.float(), rtol=close, atol=close)
 
 
 def test_saved_keys_are_kohyas(tiny_sd1: TinyModel, tmp_path: Path) -> None:

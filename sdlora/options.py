@@ -122,6 +122,14 @@ def build(tree: type[Tree], values: Mapping[str, object]) -> Tree:
     return result
 
 
+def applying(tree: type, values: Mapping[str, object], chosen: Mapping[str, object]) -> dict[str, object]:
+    """Those of `values` (dotted path -> value) that exist with the plug-ins which `chosen` names."""
+    leaves = list(walk(tree))
+    kinds = {leaf.path: leaf.default for leaf in leaves if leaf.path.endswith(".kind")} | dict(chosen)
+    there = {leaf.path for leaf in leaves if leaf.when is None or kinds[leaf.when[0]] == leaf.when[1]}
+    return {path: value for path, value in values.items() if path in there}
+
+
 def flatten(tree: object) -> dict[str, Value]:
     """Dotted path -> value of every leaf that exists in this instance."""
     flat: dict[str, Value] = {}

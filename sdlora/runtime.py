@@ -271,6 +271,12 @@ def memory_told(advice: str) -> Iterator[None]:
         raise OutOfMemory("The device's memory did not suffice.", advice) from error
 
 
+def require_device(name: str) -> None:
+    """Raises ConfigError that says what there is when `name` is no device of this machine; starts none."""
+    if name != "auto":
+        _device(name, 0)
+
+
 def _device(name: str, card: int) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():

@@ -31,7 +31,11 @@ DATASETS = {
     "train {place}/garbled": ("garbled", "a.jpg is damaged"),
     "train {place}/giant": ("giant", "a.png", "100 million pixels"),
     "train {place}/empty": ("empty", "holds no images", "Put PNG"),
-    "train {place}/nowhere": ("nowhere", "does not exist"),
+    "train {place}/nowhere": ("nowhere", "There is no folder"),
+    "train {place}/emptu": ("emptu", "There is no folder", 'Did you mean "empty"?'),
+    "train {place}/empty --data.captions.trigger a --data.captions.trigger b": ("Several trigger words",),
+    "train {place}/empty --loop.device cuda:77": ("cuda:77", "It has: cpu"),
+    "merge good good --rank 4 --output {place}/o.safetensors": ("--rank", "--method svd"),
     "train {place}/cut-off/a.png": ("a.png", "is a file, not a folder"),
     "train": ("No dataset was named", "sdlora train FOLDER"),
 }
@@ -82,7 +86,7 @@ ADAPTERS = {
     "extract builtin --base builtin --rank 0 --output {place}/o.safetensors": ("rank = 0", "at least 1"),
     "extract builtin --base builtin --output {place}/o.safetensors": ("do not differ",),
     "bake good --output {place}/empty": ("empty", "exists already"),
-    "compare good {place}/xl.safetensors": ("good.safetensors", "xl.safetensors", "one base family"),
+    "compare good {place}/xl.safetensors": ("good.safetensors", "xl.safetensors", "of one base"),
     "compare good nowhere": ("nowhere", "There is no adapter"),
 }
 PLACES = {

@@ -13,7 +13,7 @@ _COLOURS = 6
 def loss_curve(points: Sequence[Point], *, steps: int, marks: Iterable[int] = ()) -> str:
     """An SVG of the losses over `steps` steps with a tick at each step in `marks`."""
     if len(points) < 2:
-        return '<p class="dim">The curve appears after the first steps.</p>'
+        return '<p class="dim">The curve appears after two steps.</p>'
     last = max(steps, points[-1][0], 1)
     place, axes = _axes(*_range(points), steps=last)
     raw = " ".join(place(step, loss) for step, loss, _ in points)

@@ -4,11 +4,12 @@ import argparse
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from sdlora.errors import ConfigError, UserError
+from sdlora.errors import ConfigError, DatasetError, UserError
 from sdlora.home import Home
 
 if TYPE_CHECKING:
@@ -42,10 +43,12 @@ def configuration(arguments: argparse.Namespace) -> "TrainConfig":
     if not values.get("data.folder"):
         raise ConfigError("No dataset was named.", "Give a folder of images: sdlora train FOLDER.")
     subject, model = str(values.get("output.subject", "style")), str(values.get("base.model", "builtin"))
-    recipe = {} if arguments.config else preset("balanced", subject=subject, model=model)
-    if arguments.preset:
-        recipe = preset(arguments.preset, subject=subject, model=model)
-    config = options.build(TrainConfig, {**recipe, **values})
+    name = arguments.preset or ("" if arguments.config else "balanced")
+    recipe = preset(name, subject=subject, model=model) if name else {}
+    if "\n" in str(values.get("data.captions.trigger", "")):
+        raise ConfigError("Several trigger words are given for one dataset.", "Give one; it may hold spaces.")
+    recipe_of_kind = options.applying(TrainConfig, recipe, {**recipe, **values})
+    config = options.build(TrainConfig, {**recipe_of_kind, **values})
     require_folder(Path(config.data.folder))
     return config
 
@@ -68,9 +71,18 @@ def stopping(jobs: "Sequence[Run]") -> Iterator[None]:
 
 
 def _dataset(text: str) -> Path:
-    folder = Path(text).expanduser()
-    named = Home.default().datasets / text
-    return folder.resolve() if folder.is_dir() or not named.is_dir() else named
+    from sdlora.data.intake import datasets
+
+    folder, home = Path(text).expanduser(), Home.default()
+    known = datasets(home.datasets)
+    if folder.exists() or text in known:
+        return folder.resolve() if folder.is_dir() or text not in known else known[text]
+    beside = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+    near = get_close_matches(folder.name, [*known, *beside], n=1)
+    raise DatasetError(
+        f"There is no folder {folder}, and no dataset of that name in {home.datasets}.",
+        f'Did you mean "{near[0]}"?' if near else "Give a folder of images.",
+    )
 
 
 def _text(path: Path) -> str:

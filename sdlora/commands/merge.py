@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sdlora.commands import entries
 from sdlora.commands.written import add_form, require_place, told
+from sdlora.errors import UserError
 from sdlora.home import Home
 
 
@@ -33,6 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     from sdlora.network.merge import merge
 
     require_place(arguments.output, ".safetensors")
+    if arguments.rank and arguments.method == "concat":
+        raise UserError("--rank is not for concat, which adds the ranks up.", "Choose --method svd as well.")
     home = Home.default()
     written = merge(
         [entries.parse(text, folders=home.adapter_folders) for text in arguments.adapters],

@@ -131,6 +131,11 @@ class _Scan:
     def judge(self, items: list[Item]) -> None:
         """Tells what can be seen only when all items are known."""
         for item in items:
+            if item.path.stem.lower().endswith(("mask", "alpha")) and not item.caption:
+                text = f"{item.name} is trained as a picture."
+                self.tell(
+                    item.path, "mask", f"{text} If it is a mask, call it after its image: cat{MASK}.png."
+                )
             if not item.caption:
                 self.tell(item.path, "no_caption", f"{item.name} has no caption.")
         for names in self._pixels.values():

@@ -16,7 +16,7 @@ Kind = Literal[
     "long_caption",
     "orphan",  # a caption or mask without its image
     "metadata",  # a line of metadata.jsonl that cannot be used
-    "mask",  # a mask that does not fit its image
+    "mask",  # a mask that does not fit its image, or a picture that looks like one by its name
     "repeats",  # a folder's name means surprisingly many repeats
     "duplicate",  # the same pixels twice
     "foreign",  # neither image nor caption

@@ -93,7 +93,7 @@ def read_png(path: Path, *, folders: Iterable[Path] = (), keep_mask: KeepMask | 
         with Image.open(path) as picture:
             texts = {key: text for key, text in picture.info.items() if isinstance(text, str)}
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path.name} cannot be read as a picture: {error}.", "Choose a PNG file.") from error
+        raise UserError(f"{path.name} cannot be read as a picture.", "Choose a PNG file.") from error
     library = _Library(folders)
     if exact := texts.get("sdlora", ""):
         try:
@@ -109,7 +109,15 @@ def read_png(path: Path, *, folders: Iterable[Path] = (), keep_mask: KeepMask | 
 
 
 def read_parameters(text: str, *, folders: Iterable[Path] = ()) -> Restored:
-    """The request that A1111's text means, foreign tools' included."""
+    """The request that A1111's text means, foreign tools' included.
+
+    Raises UserError when there are no settings in it.
+    """
+    if not _split(text)[2] and "Negative prompt:" not in text:
+        raise UserError(
+            "These are no settings: a line such as Steps: 20, Sampler: Euler, Seed: 1 is missing.",
+            "Paste all of the text; a prompt alone goes into its own field.",
+        )
     return _from_parameters(text, _Library(folders))
 
 
@@ -233,6 +241,9 @@ def _values(pairs: Mapping[str, str]) -> tuple[dict[str, object], list[str]]:
     }
     values: dict[str, object] = {}
     notes = [f'It was made with the model "{pairs["Model"]}".'] if "Model" in pairs else []
+    if told["seed"] == "-1":
+        told["seed"] = None
+        notes.append("Its seed was left to chance.")
     for path, text in told.items():
         try:
             values |= {path: text} if text and GenerateRequest.of({path: text}) else {}

@@ -166,7 +166,8 @@ class AdapterFile:
                 f"{self.path}: the tensors of {group.path[:200]} do not fit together."
             ) from None
         except AdapterError as error:
-            hint = error.hint or f"It was made for {self.detected.title}, perhaps of another width."
+            own = f"Choose the {self.detected.title} that it was made for; the built-in base is another."
+            hint = error.hint or own
             raise AdapterError(f"{self.path}: {group.path} does not fit: {error.message}", hint) from None
         if not all(map(finite, tensors.values())):
             raise AdapterError(

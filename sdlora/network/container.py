@@ -208,6 +208,10 @@ def _no_header(path: Path, head: bytes) -> AdapterError:
         return AdapterError(
             f"{path} is a web page, no adapter.", "Download it again; the site may want you to log in."
         )
+    if not head:
+        return _damaged(path, "it is empty", "Fetch it again.")
+    if len(head) == 8 and head.isascii() and head.decode("ascii").isprintable():
+        return AdapterError(f"{path} is a text or another file, no .safetensors.", "Name an adapter's file.")
     hint = "The download may have been cut short; fetch it again."
     return _damaged(path, "it is shorter than its header says", hint)
 

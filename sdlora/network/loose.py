@@ -38,6 +38,18 @@ def loras(file: AdapterFile, *, otherwise: str = "Name the base model too.") -> 
     return found
 
 
+def require_one_base(layer: Layer, first: tuple[AdapterFile, Lora], second: tuple[AdapterFile, Lora]) -> None:
+    """Raises AdapterError that names both files when they change the layer of unlike bases."""
+    (one, a), (two, b) = first, second
+    if shape_of(a) == shape_of(b):
+        return
+    told = f"{one.path} was made for {one.detected.title}, {two.path} for {two.detected.title}."
+    if one.detected.title == two.detected.title:
+        sizes = " and ".join("x".join(map(str, shape_of(lora))) for lora in (a, b))
+        told = f"{one.path} and {two.path} were made for bases of unlike width: {layer.path} is {sizes}."
+    raise AdapterError(told, "Take adapters of one base.")
+
+
 def plain(file: AdapterFile) -> bool:
     """Whether all layers that it holds are LoRA, so that it needs no base."""
     return all(file.kinds_of(name) == (Lora,) for name in file.groups)

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from sdlora.adapters.lora import Lora
 from sdlora.contracts import Adapter, Family, Layer
-from sdlora.errors import AdapterError
 from sdlora.layers import bias_of
 from sdlora.network.attach import module_of
 from sdlora.network.blocks import block_of
 from sdlora.network.codec import AdapterFile
-from sdlora.network.loose import loras, shape_of
+from sdlora.network.loose import loras, require_one_base
 from sdlora.network.spectrum import of_matrix, whole_down
 from sdlora.network.stack import Entry, check_constant
 
@@ -166,11 +165,8 @@ def _shared(
     shared = [layer for layer in left if layer in right]
     for layer in shared:
         a, b = left[layer], right[layer]
-        if isinstance(a, Lora) and isinstance(b, Lora) and shape_of(a) != shape_of(b):
-            raise AdapterError(
-                f"{first} was made for {one.detected.title}, {second} for {two.detected.title}.",
-                "Only adapters of one base family can be compared.",
-            )
+        if isinstance(a, Lora) and isinstance(b, Lora):
+            require_one_base(layer, (one, a), (two, b))
     for layer in shared:
         yield layer, (change_of(left[layer], layer, family), change_of(right[layer], layer, family))
 

@@ -26,7 +26,7 @@ from sdlora.layers import bias_of
 from sdlora.network.attach import module_of
 from sdlora.network.codec import AdapterFile, Format, save
 from sdlora.network.info import short_hash, triggers
-from sdlora.network.loose import loras, shape_of
+from sdlora.network.loose import loras, require_one_base, shape_of
 from sdlora.network.spectrum import of_matrix, of_product, whole_down
 from sdlora.network.stack import Entry, check_constant
 from sdlora.runtime import one_thread
@@ -87,12 +87,15 @@ def merge(
     family_name = _common_family(files, family)
     parts: dict[Layer, list[Part]] = {}
     merged: dict[Layer, Lora] = {}
+    whose: dict[Layer, tuple[AdapterFile, Lora]] = {}  # the first file that changes a layer
     kept = energy = 0.0
     narrow = family is None and method in ("concat", "svd")
     with one_thread() if narrow else nullcontext():
         for entry, file in zip(entries, files, strict=True):
             for layer, adapter in _adapters(file, family).items():
                 base = _base(layer, adapter, family)
+                if isinstance(adapter, Lora):
+                    require_one_base(layer, whose.setdefault(layer, (file, adapter)), (file, adapter))
                 parts.setdefault(layer, []).append(Part(adapter, entry.weight_at(layer), base))
         for number, (layer, found) in enumerate(parts.items()):
             on_layer(number, len(parts))
@@ -225,5 +228,6 @@ def _parents(entries: Sequence[Entry], files: Sequence[AdapterFile]) -> dict[str
         }
         for entry, file in zip(entries, files, strict=True)
     ]
-    called = dict.fromkeys(word for file in files for word in triggers(file))
+    used = [file for told, file in zip(parents, files, strict=True) if told["weight"] or told["text_weight"]]
+    called = dict.fromkeys(word for file in used for word in triggers(file))
     return {"sdlora.parents": json.dumps(parents), "modelspec.trigger_phrase": ", ".join(called)}

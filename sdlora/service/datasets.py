@@ -1,5 +1,6 @@
 """The datasets of this home, by name: folders under `datasets/`, and those elsewhere that were named."""
 
+import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from sdlora.data.items import Dataset, Item
 from sdlora.data.report import Report, report
 from sdlora.data.thumbnails import thumbnail
 from sdlora.errors import DatasetError, SdloraError
-from sdlora.files import within, write_atomic
+from sdlora.files import safe_name, within, write_atomic
 from sdlora.home import Home
 from sdlora.options import Value, build, flatten, from_toml
 from sdlora.service.trash import Trash
@@ -92,7 +93,15 @@ class Datasets:
         if not folder.strip() or not path.is_dir():
             raise DatasetError(f'There is no folder "{folder}" on this machine.', "Give its whole path.")
         scan(path)
-        return intake.register(self.root, path)
+        known = self.folders()
+        for name, there in known.items():
+            if there.resolve() == path.resolve():
+                return name
+        taken = {name.lower() for name in known}
+        names = (path.name if number == 1 else f"{path.name}-{number}" for number in itertools.count(1))
+        return intake.register(
+            self.root, path, name=next(name for name in names if safe_name(name).lower() not in taken)
+        )
 
     def add(self, name: str, uploads: Sequence[Path]) -> Added:
         """The uploaded images, captions and zips are in the dataset."""

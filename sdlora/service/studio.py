@@ -14,7 +14,7 @@ from sdlora.generation.request import GenerateRequest, weights_told
 from sdlora.home import Home
 from sdlora.network.cache import CACHE_BYTES
 from sdlora.network.stack import Entry
-from sdlora.options import build, flatten, from_toml
+from sdlora.options import applying, build, flatten, from_toml
 from sdlora.service.datasets import Datasets
 from sdlora.service.drawing import DEVICE
 from sdlora.service.history import History
@@ -103,7 +103,11 @@ class Studio:
         ConfigError when a value will not do, or names two runs the same.
         """
         own = asked(config.output.name, [str(folder) for folder in datasets], swept, triggers=triggers)
-        return tuple(build(TrainConfig, {**flatten(config), **values}) for values in own.values())
+        told = flatten(config)
+        return tuple(
+            build(TrainConfig, {**applying(TrainConfig, told, {**told, **values}), **values})
+            for values in own.values()
+        )
 
     def plan_together(self, configs: Sequence[TrainConfig]) -> TrainPlan:
         """What the runs take in one pass. Raises SdloraError when they could not start."""

@@ -20,6 +20,7 @@ from sdlora.data.report import BucketRow, Report, report
 from sdlora.files import free_bytes
 from sdlora.home import Home
 from sdlora.loading import ModelInfo, describe
+from sdlora.runtime import require_device
 from sdlora.training import measured
 from sdlora.training.memory import PROCESS, Setting, count, needed
 from sdlora.training.session import taught
@@ -117,6 +118,7 @@ def gigabytes(count: float) -> str:
 def plan_of(config: TrainConfig) -> TrainPlan:
     """What the run will take. Raises SdloraError when its dataset or base cannot be used."""
     home = Home.default()
+    require_device(config.loop.device)
     info = _described(config)
     dataset = scan(Path(config.data.folder), repeats=config.data.repeats)
     told = report(

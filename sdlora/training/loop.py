@@ -144,7 +144,7 @@ class Loop:
         self.alone = clock is None
         self.clock = clock or Clock()
         self.results = Results(session.train_step.result, self.clock)
-        self._skipped_in_a_row = 0
+        self._skipped = self._skipped_in_a_row = 0
         self._seconds: deque[float] = deque(maxlen=200)
 
     def go(self) -> RunEnded:
@@ -201,6 +201,8 @@ class Loop:
         session = self.session
         if self.done:
             self._tell_results(self.results.flush())
+            if 2 * self._skipped > self.done - session.start:
+                raise self._broken(f"after {self._skipped} losses or gradients that were not finite")
             self.crew.require_same(session.train_step.parameters.values())
             if self.crew.first:
                 session.save_checkpoint(self.done)
@@ -262,15 +264,18 @@ class Loop:
             )
 
     def _tell_skipped(self, result: Result) -> None:
+        self._skipped += 1
         self._skipped_in_a_row += 1
         text = f"Step {result.step} was left out: its loss or gradient was not finite."
         self.session.tell(Notice(text=text))
         if self._skipped_in_a_row >= PATIENCE:
-            raise SdloraError(
-                f"Training broke off at step {result.step}: {PATIENCE} losses or gradients in a row were not"
-                " finite.",
-                "Lower optimizer.lr, set loop.precision to fp32 or bf16, and begin a new run.",
+            raise self._broken(
+                f"at step {result.step}: {PATIENCE} losses or gradients in a row were not finite"
             )
+
+    def _broken(self, words: str) -> SdloraError:
+        hint = "Lower optimizer.lr, set loop.precision to fp32 or bf16, and begin a new run."
+        return SdloraError(f"Training broke off {words}.", hint)
 
     def _finish(self) -> None:
         """The adapter is in the run's folder, and the next run like it knows how long it takes alone."""

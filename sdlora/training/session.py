@@ -185,4 +185,4 @@ def _problems(dataset: Dataset) -> Iterator[str]:
     found = sorted(dataset.problems, key=lambda problem: not problem.fatal)
     yield from (problem.text for problem in found[:PROBLEMS_TOLD])
     if len(found) > PROBLEMS_TOLD:
-        yield f"{len(found) - PROBLEMS_TOLD} more things are wrong with the images or captions."
+        yield f"There are {len(found) - PROBLEMS_TOLD} more remarks; the tab Datasets lists them all."

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sdlora.adapters import SPECS
 from sdlora.cli import main
 from sdlora.network.info import inspect
 from sdlora.training.run import Run, step_of
@@ -30,6 +31,18 @@ def test_a_sweep_makes_every_combination(
     assert set(runs[0].siblings) == set(runs) and runs[0].comparison.is_file()
     assert main(["resume", runs[2].path.name, runs[0].path.name, "--loop.steps", "3"]) == 0
     assert [step_of(run.checkpoints()[-1]) for run in runs] == [3, 2, 3, 2]
+
+
+def test_every_kind_starts_from_a_preset(
+    tiny_sd1: TinyModel, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDLORA_HOME", str(tmp_path / "home"))
+    words = ["train", str(image_folder), "--base", str(tiny_sd1.folder), *WORDS, "--preview.every", "-1"]
+    kinds = f"adapter.kind={','.join(SPECS.names())}"
+    assert main([*words, "--preset", "quick", "--sweep", kinds, "--output", str(tmp_path / "out")]) == 0
+    assert {file.stem.rpartition("-")[2] for file in (tmp_path / "out").glob("*.safetensors")} == set(
+        SPECS.names()
+    )
 
 
 def test_each_dataset_is_learned_by_its_own_word(

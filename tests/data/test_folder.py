@@ -170,6 +170,8 @@ def test_a_mask_belongs_to_its_image(tmp_path: Path) -> None:
     assert [item.mask for item in dataset.items] == [tmp_path / "a-masklabel.png", None]
     assert len(dataset.items[0].mask_sha256) == 64
     assert "b-masklabel.png" in texts(dataset, "mask")[0]
+    Image.new("L", (32, 32), 255).save(tmp_path / "b.mask.png")
+    assert any("b.mask.png is trained as a picture" in text for text in texts(scan(tmp_path), "mask"))
 
 
 def spoil_truncated(path: Path) -> None:

@@ -172,6 +172,12 @@ def test_settings_out_of_range_become_notes() -> None:
     assert restored.request == GenerateRequest(prompt="a") and len(restored.notes) == 6
 
 
+@pytest.mark.parametrize("text", ["", "a cat", "https://civitai.com/images/123", "Steps: 20, Seed: 1"])
+def test_what_holds_no_settings_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="no settings"):
+        read_parameters(text)
+
+
 def test_picture_two_of_a_request_has_the_next_seed() -> None:
     assert picture_request(GenerateRequest(seed=5, count=4), 2) == GenerateRequest(seed=7, count=1)
 

@@ -32,8 +32,9 @@ def tensor(dtype: str = "F32", shape: object = (2,), offsets: object = (0, 8)) -
 
 
 HOSTILE = {
-    "empty": (b"", "shorter than its header"),
+    "empty": (b"", "it is empty"),
     "seven bytes": (b"1234567", "shorter than its header"),
+    "text": (b"# Adapters of mine", "no .safetensors"),
     "cut header": (raw({"a": tensor()}, b"12345678")[:20], "shorter than its header"),
     "cut payload": (raw({"a": tensor()}, b"1234"), "cut short"),
     "lying length": (raw({}, length=2**60), "shorter than its header"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft.utils.merge_utils import ties as peft_ties
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdlora.adapters import SPECS
@@ -207,6 +208,10 @@ def test_adapters_of_two_families_are_not_merged(files: list[Path], tmp_path: Pa
     written(WRITERS["kohya sgm"](of(oracle.tiny_sdxl(), "unet")), tmp_path / "xl")
     with pytest.raises(AdapterError, match=r"Stable Diffusion 1.x.*Stable Diffusion XL"):
         merge([Entry(files[0]), Entry(tmp_path / "xl")], output=tmp_path / "x")
+    wider = {k: torch.cat([t, t]) if ".lora_up." in k else t for k, t in load_file(files[1]).items()}
+    save_file(wider, tmp_path / "wide", metadata={"format": "pt"})
+    with pytest.raises(AdapterError, match="unlike width"):
+        merge([Entry(files[1]), Entry(tmp_path / "wide")], output=tmp_path / "x")
     with pytest.raises(AdapterError, match="Nothing to merge"):
         merge([], output=tmp_path / "x")
 

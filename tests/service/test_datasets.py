@@ -72,6 +72,10 @@ def test_a_removed_picture_comes_back_with_its_caption(studio: Studio, balls: st
 def test_a_folder_elsewhere_stays_where_it_is(studio: Studio, image_folder: Path) -> None:
     name = studio.datasets.register(f'"{image_folder}"')
     assert studio.datasets.folder(name) == image_folder
+    assert studio.datasets.register(str(image_folder)) == name
+    studio.datasets.remove_all(name)
+    studio.datasets.create(name.upper())
+    assert studio.datasets.register(str(image_folder)) == f"{name}-2"
     with pytest.raises(DatasetError, match="no folder"):
         studio.datasets.register("/nowhere/at/all")
 

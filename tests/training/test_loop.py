@@ -312,16 +312,20 @@ def test_a_device_that_is_not_there_is_told(make_run: MakeRun) -> None:
     assert run.status == "failed"
 
 
+@pytest.mark.parametrize(
+    ("steps", "told", "told_of"), [(40, "25 losses or gradients in a row", 25), (3, "after 3 losses", 3)]
+)
 def test_losses_that_stay_infinite_end_the_run_with_a_sentence(
-    make_run: MakeRun, tiny_sd1: TinyModel, tmp_path: Path
+    make_run: MakeRun, tiny_sd1: TinyModel, tmp_path: Path, steps: int, told: str, told_of: int
 ) -> None:
     broken = shutil.copytree(tiny_sd1.folder, tmp_path / "broken")
     (weights,) = (broken / "unet").glob("*.safetensors")
     tensors = load_file(weights)
     tensors["conv_out.bias"].fill_(1e30)
     save_file(tensors, weights, metadata={"format": "pt"})
-    run = make_run(base__model=str(broken), loop__steps=40, loop__batch_size=1, loop__accumulate=1)
-    with pytest.raises(SdloraError, match="25 losses or gradients in a row were not finite"):
+    run = make_run(base__model=str(broken), loop__steps=steps, loop__batch_size=1, loop__accumulate=1)
+    with pytest.raises(SdloraError, match=f"{told}.*not finite.*optimizer.lr"):
         train(run)
-    assert len(of(run, Notice)) == 25 and of(run, StepDone) == []
+    assert not run.adapter.exists()
+    assert len(of(run, Notice)) == told_of and of(run, StepDone) == []
     assert run.status == "failed"

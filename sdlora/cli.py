@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 from sdlora import __version__
+from sdlora.commands import kohya
 from sdlora.errors import Cancelled, ConfigError, SdloraError, unforeseen
 from sdlora.home import ELSEWHERE, name_elsewhere
 
@@ -143,7 +144,8 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, formatter_class=kept_lines, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message[0].upper()}{message[1:]}.", f"See `{self.prog} --help`.")
+        hint = kohya.told(message) or f"See `{self.prog} --help`."
+        raise ConfigError(f"{message[0].upper()}{message[1:]}.", hint)
 
 
 def _public() -> list[str]:

@@ -30,9 +30,17 @@ def modules() -> str:
     return "\n".join(lines).strip() + "\n"
 
 
+def kohya() -> str:
+    """What flags of sd-scripts are called here."""
+    from sdlora.commands.kohya import table
+
+    return table()
+
+
 PARTS: Mapping[tuple[str, str], Callable[[], str]] = {
     ("README.md", "options"): options,
     ("docs/architecture.md", "modules"): modules,
+    ("docs/from-kohya.md", "kohya"): kohya,
 }
 
 

@@ -107,6 +107,8 @@ WORDS = {
     "../train": ('"../train"', 'Did you mean "train"?'),
     "zip": ('"zip"', "Commands: train"),
     "train pics --bogus 1": ("--bogus",),
+    "train pics --network_dim 8": ("--network_dim is --adapter.rank here",),
+    "train pics --enable_bucket": ("Leave it out",),
     "train pics --loop.stepz 1": ("loop.stepz", 'Did you mean "loop.steps"?'),
     "train pics --loop.steps many": ("loop.steps = 'many'", "a whole number"),
     "train pics --loop.steps 0": ("loop.steps = 0", "out of range"),

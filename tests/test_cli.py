@@ -1,6 +1,7 @@
 """The command line's door: words, exit codes and sentences."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 
 from sdlora import options
 from sdlora.cli import main, split_options
+from sdlora.commands import kohya
+from sdlora.config import TrainConfig
 from sdlora.home import ELSEWHERE
 from tests.conftest import TinyModel
 
@@ -74,3 +77,8 @@ def test_folders_elsewhere_are_flags_of_every_command(
     told = options.from_toml((tmp_path / "run" / "config.toml").read_text(), "config.toml")
     assert told["base.model"] == str(tiny_sd1.folder)  # a resumed run needs no flag
     assert main(["train", "--lora-dir"]) == 2
+
+
+def test_flags_of_sd_scripts_lead_to_options_that_exist() -> None:
+    named = set(re.findall(r"--(\w+\.[\w.]*\w)", " ".join(kohya.FLAGS.values())))
+    assert named and named <= {leaf.path for leaf in options.walk(TrainConfig)}

@@ -144,7 +144,7 @@ class Loop:
         self.alone = clock is None
         self.clock = clock or Clock()
         self.results = Results(session.train_step.result, self.clock)
-        self._skipped = self._skipped_in_a_row = 0
+        self._skipped_in_a_row = 0
         self._seconds: deque[float] = deque(maxlen=200)
 
     def go(self) -> RunEnded:
@@ -201,8 +201,8 @@ class Loop:
         session = self.session
         if self.done:
             self._tell_results(self.results.flush())
-            if 2 * self._skipped > self.done - session.start:
-                raise self._broken(f"after {self._skipped} losses or gradients that were not finite")
+            if 2 * self._skipped_in_a_row > self.done - session.start:  # not a loss scale that settles
+                raise self._broken(f"after {self._skipped_in_a_row} losses or gradients that were not finite")
             self.crew.require_same(session.train_step.parameters.values())
             if self.crew.first:
                 session.save_checkpoint(self.done)
@@ -264,7 +264,6 @@ class Loop:
             )
 
     def _tell_skipped(self, result: Result) -> None:
-        self._skipped += 1
         self._skipped_in_a_row += 1
         text = f"Step {result.step} was left out: its loss or gradient was not finite."
         self.session.tell(Notice(text=text))
